@@ -1,0 +1,131 @@
+"""The vocabulary that all layers share. No mlx, no asyncio, no I/O.
+
+What a worker and the server say to each other is made of these (`workers/wire.py` adds the frames).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """A resolved name: the catalog entry, and the adapter over it, that a request means."""
+
+    model: str
+    adapter: str | None = None
+
+    @property
+    def id(self) -> str:
+        """The canonical id, as `/v1/models` lists it: `atlas` or `atlas:pirate`."""
+        return self.model if self.adapter is None else f"{self.model}:{self.adapter}"
+
+
+class AdapterSource(msgspec.Struct, frozen=True):
+    """Where a worker finds an adapter. `path` is a local folder; `name` is what errors call it."""
+
+    name: str
+    path: str
+
+
+class Sampling(msgspec.Struct, frozen=True):
+    """How one sequence picks its tokens. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 are off."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+
+
+class Chat(msgspec.Struct, frozen=True, tag="chat"):
+    """Messages for the model's own chat template. Contents are strings or None."""
+
+    messages: list[dict[str, Any]]
+
+
+class Text(msgspec.Struct, frozen=True, tag="text"):
+    """A prompt to be tokenized as it stands."""
+
+    text: str
+
+
+class Tokens(msgspec.Struct, frozen=True, tag="tokens"):
+    """A prompt that is token ids already. The worker checks them against the vocabulary."""
+
+    ids: list[int]
+
+
+class Generation(msgspec.Struct, frozen=True):
+    """One sequence to generate: what a Resident is asked for, with every default already applied."""
+
+    prompt: Chat | Text | Tokens
+    max_tokens: int
+    sampling: Sampling = Sampling()
+    stop: tuple[str, ...] = ()
+    adapter: AdapterSource | None = None
+
+
+class Usage(msgspec.Struct, frozen=True, array_like=True):
+    """Token counts of one finished sequence. `completion` includes the end-of-sequence token."""
+
+    prompt: int
+    completion: int
+    cached: int = 0
+
+
+class Delta(msgspec.Struct, frozen=True, array_like=True):
+    """What one decode step added to one sequence.
+
+    `text` may be empty (a token held back because it may begin a stop string, or half a character).
+    The last Delta of a sequence, and only that one, has `finish` and `usage`.
+    """
+
+    sequence: int
+    text: str
+    finish: FinishReason | None = None
+    usage: Usage | None = None
+
+
+class Device(msgspec.Struct, frozen=True):
+    """The accelerator as a worker sees it. `working_set` is what the device recommends not to exceed, in bytes."""
+
+    name: str
+    backend: Literal["metal", "cuda", "cpu"]
+    memory: int
+    working_set: int
+
+
+class ModelSource(msgspec.Struct, frozen=True):
+    """What a worker must load: a local folder, and the limits it then lives by.
+
+    `memory` is the Resident's share of the budget in bytes; `max_adapters` the slots of its LoRA bank.
+    """
+
+    name: str
+    path: str
+    memory: int
+    max_concurrency: int = 32
+    max_context: int | None = None
+    max_adapters: int = 8
+
+
+class Measured(msgspec.Struct, frozen=True):
+    """What a worker reports of itself once loaded, and again when it has gone idle. Bytes."""
+
+    active: int
+    cache: int = 0
+
+
+class Capabilities(msgspec.Struct, frozen=True):
+    """What a Resident can do: said by its worker, never assumed above `workers/`."""
+
+    vocabulary: int
+    context: int | None
+    chat: bool
+    adapters: bool

@@ -1,0 +1,143 @@
+"""Every error that mlx-roster raises on purpose.
+
+* RosterError
+  * ConfigError            the roster file or a command line is wrong; ends the start, never a request
+  * RequestError           the request cannot be served as it stands
+    * InvalidJSON
+    * InvalidRequest
+      * UnsupportedParameter
+      * UnsupportedContent
+      * ContextLengthExceeded
+      * ModelRequired
+    * RequestTooLarge
+    * UnsupportedMediaType
+    * RouteNotFound
+    * MethodNotAllowed
+    * ModelNotFound
+    * AdapterNotFound
+    * AdapterIncompatible
+  * CapacityError          the request is fine, this machine cannot serve it (now)
+    * ModelTooLarge
+    * Draining
+  * WorkerError            a worker process could not do its part
+    * LoadFailed
+      * LoadOutOfMemory
+    * WorkerCrashed
+  * InternalError          a bug of ours, seen at a boundary
+
+`code` is part of the HTTP contract and never changes; `server/errors.py` maps each class to a status.
+A message is shown to clients: it names no path of the host and no exception class.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class RosterError(Exception):
+    """Root of the tree. `param` names the request field at fault, where there is one."""
+
+    code: ClassVar[str] = "internal_error"
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+
+class ConfigError(RosterError):
+    """One or more lines, each `file:line: key: what is wrong`."""
+
+    code = "invalid_config"
+
+
+class RequestError(RosterError):
+    code = "invalid_request"
+
+
+class InvalidJSON(RequestError):
+    code = "invalid_json"
+
+
+class InvalidRequest(RequestError):
+    code = "invalid_request"
+
+
+class UnsupportedParameter(InvalidRequest):
+    code = "unsupported_parameter"
+
+
+class UnsupportedContent(InvalidRequest):
+    code = "unsupported_content"
+
+
+class ContextLengthExceeded(InvalidRequest):
+    code = "context_length_exceeded"
+
+
+class ModelRequired(InvalidRequest):
+    code = "model_required"
+
+
+class RequestTooLarge(RequestError):
+    code = "request_too_large"
+
+
+class UnsupportedMediaType(RequestError):
+    code = "unsupported_media_type"
+
+
+class RouteNotFound(RequestError):
+    code = "not_found"
+
+
+class MethodNotAllowed(RequestError):
+    code = "method_not_allowed"
+
+
+class ModelNotFound(RequestError):
+    code = "model_not_found"
+
+
+class AdapterNotFound(RequestError):
+    code = "adapter_not_found"
+
+
+class AdapterIncompatible(RequestError):
+    code = "adapter_incompatible"
+
+
+class CapacityError(RosterError):
+    code = "internal_error"
+
+
+class ModelTooLarge(CapacityError):
+    code = "model_too_large"
+
+
+class Draining(CapacityError):
+    """The server is shutting down, or the model is going away."""
+
+    code = "draining"
+
+
+class WorkerError(RosterError):
+    code = "worker_crashed"
+
+
+class LoadFailed(WorkerError):
+    code = "load_failed"
+
+
+class LoadOutOfMemory(LoadFailed):
+    """A load that ran out of memory: the registry frees what is idle and tries once more."""
+
+    code = "load_failed"
+
+
+class WorkerCrashed(WorkerError):
+    code = "worker_crashed"
+
+
+class InternalError(RosterError):
+    code = "internal_error"

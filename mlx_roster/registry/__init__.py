@@ -1,0 +1,1 @@
+"""Which models are resident: names to Refs, leases, admission by bytes, eviction."""

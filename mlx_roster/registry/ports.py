@@ -1,0 +1,54 @@
+"""What the registry needs of workers, and nothing more: `workers/` and `testing.py` both fit.
+
+Nothing here says that a worker is one process, or a process at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import Protocol
+
+from mlx_roster.core import Capabilities, Delta, Generation, Measured, ModelSource
+
+#: Called with (bytes loaded, bytes in all) while a load goes on.
+OnProgress = Callable[[int, int], None]
+
+
+class Stream(Protocol):
+    """The Deltas of one sequence, in order, ending with the one that has `finish`.
+
+    Raises RequestError where the worker refuses the sequence and WorkerCrashed where the worker is lost.
+    `cancel` may be called at any time, any number of times, and takes effect within one decode step.
+    """
+
+    def __aiter__(self) -> AsyncIterator[Delta]: ...
+
+    def cancel(self) -> None: ...
+
+
+class Worker(Protocol):
+    """One loaded model."""
+
+    @property
+    def measured(self) -> Measured:
+        """The latest report."""
+
+    @property
+    def capabilities(self) -> Capabilities: ...
+
+    def submit(self, generation: Generation) -> Stream:
+        """Start a sequence now. Never blocks."""
+
+    async def stop(self) -> None:
+        """Let the worker go; returns when all that it held is given back. Idempotent."""
+
+
+class Workers(Protocol):
+    """Where workers come from."""
+
+    async def load(self, source: ModelSource, on_progress: OnProgress, on_death: Callable[[], None]) -> Worker:
+        """A worker with `source` loaded. Raises LoadFailed (LoadOutOfMemory) or WorkerCrashed.
+
+        Cancelling the call ends the load and gives back what it took. After it has returned, `on_death` is called
+        once if the worker is lost without `stop` having been called.
+        """

@@ -1,0 +1,143 @@
+"""The frames between the server process and a worker: msgpack, each behind its length (4 bytes, big endian).
+
+Both sides import this file; a frame that does not decode means the peer is broken and ends the connection.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TypeVar
+
+import msgspec
+
+from mlx_roster.core import Capabilities, Delta, Device, Generation, Measured, ModelSource
+
+_LENGTH = struct.Struct(">I")
+
+#: No honest frame comes near: the largest is a Submit with a prompt at the server's request limit.
+MAX_FRAME = 256 * 2**20
+
+
+class Load(msgspec.Struct, frozen=True, tag="load"):
+    """The first command to a spare, and given once: from now on it holds this model."""
+
+    source: ModelSource
+
+
+class Submit(msgspec.Struct, frozen=True, tag="submit"):
+    """Start a sequence. `sequence` is chosen by the server, unique for the worker's life."""
+
+    sequence: int
+    generation: Generation
+
+
+class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
+    """Drop a sequence within one step. Unknown ids are ignored: the sequence may just have ended."""
+
+    sequence: int
+
+
+class Stop(msgspec.Struct, frozen=True, tag="stop"):
+    """Exit. Nothing is running any more, or nobody wants it."""
+
+
+class Hello(msgspec.Struct, frozen=True, tag="hello"):
+    """A fresh worker has imported mlx and can take a Load."""
+
+    pid: int
+    device: Device
+    versions: dict[str, str]
+
+
+class Progress(msgspec.Struct, frozen=True, tag="progress"):
+    """A load goes on: `done` of `total` bytes of weights are in memory."""
+
+    done: int
+    total: int
+
+
+class Ready(msgspec.Struct, frozen=True, tag="ready"):
+    """The model is loaded and the worker takes Submits."""
+
+    measured: Measured
+    capabilities: Capabilities
+
+
+class LoadError(msgspec.Struct, frozen=True, tag="load_error"):
+    """The load failed; the worker exits after saying so. `message` may be shown to clients."""
+
+    message: str
+    out_of_memory: bool = False
+
+
+class Step(msgspec.Struct, frozen=True, tag="step"):
+    """All that one decode step produced."""
+
+    deltas: list[Delta]
+
+
+class Rejected(msgspec.Struct, frozen=True, tag="rejected"):
+    """A sequence that cannot start, or cannot go on. `code` is one of `errors.py`."""
+
+    sequence: int
+    code: str
+    message: str
+    param: str | None = None
+
+
+class Report(msgspec.Struct, frozen=True, tag="report"):
+    """The worker has gone idle or changed what it holds: its memory as it is now."""
+
+    measured: Measured
+
+
+Command = Load | Submit | Cancel | Stop
+Event = Hello | Progress | Ready | LoadError | Step | Rejected | Report
+
+_encoder = msgspec.msgpack.Encoder()
+command_decoder = msgspec.msgpack.Decoder(Command)
+event_decoder = msgspec.msgpack.Decoder(Event)
+
+T = TypeVar("T")
+
+
+class FrameError(Exception):
+    """The byte stream is not ours: a length out of range or a payload that does not decode."""
+
+
+def pack(message: Command | Event) -> bytes:
+    """One frame, ready to send."""
+    payload = _encoder.encode(message)
+    return _LENGTH.pack(len(payload)) + payload
+
+
+class Unpacker:
+    """Cuts a byte stream into frame payloads. Not thread-safe; feed it from one reader."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """The payloads that `chunk` completes, in order. Raises FrameError."""
+        self._buffer += chunk
+        payloads = []
+        start = 0
+        while len(self._buffer) - start >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(self._buffer, start)
+            if length > MAX_FRAME:
+                raise FrameError(f"a frame of {length} bytes")
+            end = start + _LENGTH.size + length
+            if len(self._buffer) < end:
+                break
+            payloads.append(bytes(self._buffer[start + _LENGTH.size : end]))
+            start = end
+        del self._buffer[:start]
+        return payloads
+
+
+def decode(decoder: msgspec.msgpack.Decoder[T], payload: bytes) -> T:
+    """One message. Raises FrameError where `payload` is not one."""
+    try:
+        return decoder.decode(payload)
+    except msgspec.MsgspecError as error:
+        raise FrameError(str(error)) from error
