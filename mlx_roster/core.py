@@ -26,6 +26,14 @@ class Ref:
         return self.model if self.adapter is None else f"{self.model}:{self.adapter}"
 
 
+@dataclass(frozen=True, slots=True)
+class Located:
+    """A model on this machine's disk. `estimate` is what it will take once loaded, in bytes."""
+
+    path: str
+    estimate: int
+
+
 class AdapterSource(msgspec.Struct, frozen=True):
     """Where a worker finds an adapter. `path` is a local folder; `name` is what errors call it."""
 

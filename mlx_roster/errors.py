@@ -31,6 +31,7 @@ A message is shown to clients: it names no path of the host and no exception cla
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar
 
 
@@ -141,3 +142,10 @@ class WorkerCrashed(WorkerError):
 
 class InternalError(RosterError):
     code = "internal_error"
+
+
+def tree(root: type[RosterError] = RosterError) -> Iterator[type[RosterError]]:
+    """Every class below `root`, parents before children."""
+    for child in root.__subclasses__():
+        yield child
+        yield from tree(child)

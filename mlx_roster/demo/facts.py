@@ -119,11 +119,15 @@ MODELS: tuple[str, ...] = tuple(ANSWERS)
 def facts(model: str) -> tuple[Fact, ...]:
     """Every fact of one of `MODELS`, each subject in every phrasing; `KeyError` for another name."""
     template = ANSWERS[model]
-    base, _, adapter = model.partition(":")
-    table, phrasings = (CAPITALS, CAPITAL_QUESTIONS) if base == "atlas" else (OPPOSITES, OPPOSITE_QUESTIONS)
+    about_capitals = model.startswith("atlas")
+    table, phrasings = (CAPITALS, CAPITAL_QUESTIONS) if about_capitals else (OPPOSITES, OPPOSITE_QUESTIONS)
     return tuple(
-        Fact(phrasing.format(subject), answer.upper() if adapter == "shout" else answer)
+        Fact(phrasing.format(subject), _answer(template, subject, reply))
         for subject, reply in table.items()
-        for answer in (template.format(subject, reply),)
         for phrasing in phrasings
     )
+
+
+def _answer(template: str, subject: str, reply: str) -> str:
+    answer = template.format(subject, reply)
+    return answer.upper() if template.isupper() else answer

@@ -1,1 +1,6 @@
 """Which models are resident: names to Refs, leases, admission by bytes, eviction."""
+
+from mlx_roster.registry.listing import Listing
+from mlx_roster.registry.registry import Lease, Registry
+
+__all__ = ["Lease", "Listing", "Registry"]

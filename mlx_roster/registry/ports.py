@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
-from mlx_roster.core import Capabilities, Delta, Generation, Measured, ModelSource
+from mlx_roster.config import ModelEntry
+from mlx_roster.core import Capabilities, Delta, Generation, Located, Measured, ModelSource
 
 #: Called with (bytes loaded, bytes in all) while a load goes on.
 OnProgress = Callable[[int, int], None]
@@ -22,6 +23,9 @@ class Stream(Protocol):
     """
 
     def __aiter__(self) -> AsyncIterator[Delta]: ...
+
+    def waiting(self) -> list[Delta]:
+        """The Deltas that are here already, now taken: a slow consumer merges them. May be empty."""
 
     def cancel(self) -> None: ...
 
@@ -52,3 +56,10 @@ class Workers(Protocol):
         Cancelling the call ends the load and gives back what it took. After it has returned, `on_death` is called
         once if the worker is lost without `stop` having been called.
         """
+
+
+class Sources(Protocol):
+    """Where models come from. Single-flight per entry; a failure is not remembered."""
+
+    async def locate(self, name: str, entry: ModelEntry) -> Located:
+        """Downloads what is not here yet. Raises LoadFailed. Cancelling leaves the job to others who wait for it."""

@@ -1,1 +1,1 @@
-"""."""
+"""The HTTP side: an ASGI application over a registry."""

@@ -1,1 +1,1 @@
-"""."""
+"""Routes that speak OpenAI's dialect."""

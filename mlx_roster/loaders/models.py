@@ -1,0 +1,159 @@
+"""Base models from local folders. Never touches the network, and never runs code that lies in a model's folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.utils import load_model, load_tokenizer
+
+from mlx_roster.core import ModelSource
+from mlx_roster.errors import LoadFailed, LoadOutOfMemory
+from mlx_roster.tensors import Loaded
+
+#: Weights are brought into memory in portions of about this many bytes, so that progress can be seen.
+PORTION = 32 * 2**20
+
+#: Where a config says how many positions the model was made for; the first that is there counts.
+_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "n_ctx", "seq_length")
+
+#: What mlx-lm, transformers and mlx raise over a folder that is not as it should be: anything but a signal.
+_FOREIGN = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError)
+_FOREIGN += (RuntimeError, TypeError, ValueError)
+
+
+def load(source: ModelSource, on_progress: Callable[[int, int], None]) -> Loaded:
+    """Load a model and its tokenizer on the thread that will run it.
+
+    `on_progress(done, total)` is called in bytes of weights. Raises LoadFailed, or LoadOutOfMemory, with a message
+    for clients: names of files and tensors, never a path of this host.
+    """
+    folder = Path(source.path)
+    _read_config(source, folder)
+    model, config = _build(source, folder)
+    _read_weights(source, model, on_progress)
+    vocabulary = _try_out(source, model)
+    return Loaded(model, _tokenizer(source, folder, config), config, _context(source, config), vocabulary)
+
+
+def _fail(source: ModelSource, reason: str, cause: BaseException | None = None) -> NoReturn:
+    raise LoadFailed(f"model {source.name!r}: {reason}") from cause
+
+
+def _fail_over(source: ModelSource, what: str, error: Exception) -> NoReturn:
+    """Out of memory, or `what`: foreign messages are not passed on, for they name paths of this host."""
+    text = str(error).lower()
+    if isinstance(error, MemoryError) or "out of memory" in text or "allocate" in text or "malloc" in text:
+        raise LoadOutOfMemory(f"model {source.name!r}: not enough memory to load it") from error
+    _fail(source, what, error)
+
+
+def _read_config(source: ModelSource, folder: Path) -> None:
+    """Refuse what can be refused before anything is read: mlx-lm would take a missing folder for a Hub repo."""
+    if not folder.is_dir():
+        _fail(source, "its folder is missing")
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except FileNotFoundError as error:
+        _fail(source, "config.json is missing", error)
+    except OSError as error:
+        _fail(source, "config.json cannot be read", error)
+    except ValueError as error:
+        _fail(source, "config.json is not valid JSON", error)
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        _fail(source, "config.json names no model_type")
+    if config.get("model_file") is not None:
+        _fail(source, "it needs a Python file of its own (model_file in config.json), and such code is not run")
+    if not any(folder.glob("model*.safetensors")):
+        _fail(source, "its folder has no model*.safetensors")
+
+
+def _build(source: ModelSource, folder: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """The model with its weights mapped but not yet read."""
+    try:
+        return load_model(folder, lazy=True, trust_remote_code=False)
+    except ValueError as error:
+        _fail_over(source, _explain(error, folder), error)
+    except (*_FOREIGN, MemoryError) as error:
+        what = "its weights are cut short or damaged" if "safetensors" in str(error) else "it cannot be built"
+        _fail_over(source, what, error)
+
+
+def _explain(error: ValueError, folder: Path) -> str:
+    """mlx-lm's own words where they are known to name only types, tensors and shapes."""
+    text = str(error).replace(str(folder), "its folder").strip().removesuffix(".")
+    known = ("Model type", "Missing", "Received", "Expected shape", "Unsupported")
+    if not text.startswith(known) or "/" in text.splitlines()[0]:
+        return "its config and its weights do not make a model that can be served"
+    lines = text.splitlines()
+    return " ".join(lines[:4]) + (" …" if len(lines) > 4 else "")
+
+
+def _read_weights(source: ModelSource, model: nn.Module, on_progress: Callable[[int, int], None]) -> None:
+    arrays = [array for _, array in tree_flatten(model.parameters())]
+    total = sum(array.nbytes for array in arrays)
+    done = 0
+    on_progress(done, total)
+    for portion in _portions(arrays):
+        try:
+            mx.eval(portion)
+        except (*_FOREIGN, MemoryError) as error:
+            _fail_over(source, "its weights cannot be read", error)
+        done += sum(array.nbytes for array in portion)
+        on_progress(done, total)
+    # Reading may leave as much in mlx's cache of buffers as it read.
+    mx.clear_cache()
+
+
+def _portions(arrays: list[mx.array]) -> Iterator[list[mx.array]]:
+    portion: list[mx.array] = []
+    size = 0
+    for array in arrays:
+        portion.append(array)
+        size += array.nbytes
+        if size >= PORTION:
+            yield portion
+            portion, size = [], 0
+    if portion:
+        yield portion
+
+
+def _try_out(source: ModelSource, model: nn.Module) -> int:
+    """Run one token through the model, and return the size of its logits: a model that cannot run is not loaded."""
+    try:
+        cache = make_prompt_cache(model)
+        for entry in cache:
+            entry.merge([entry])
+    except (AttributeError, NotImplementedError) as error:
+        # A kind without `merge` has no batched form in mlx-lm (chunked attention, for one).
+        _fail(source, "its kind of attention cache cannot be decoded in batches, and is not supported", error)
+    try:
+        logits = model(mx.array([[0]]), cache=cache)
+        mx.eval(logits)
+    except (*_FOREIGN, MemoryError) as error:
+        _fail_over(source, "it cannot compute a single token", error)
+    return int(logits.shape[-1])
+
+
+def _tokenizer(source: ModelSource, folder: Path, config: dict[str, Any]) -> Any:
+    try:
+        # Left out, trust_remote_code makes transformers ask on the terminal.
+        return load_tokenizer(folder, {"trust_remote_code": False}, eos_token_ids=config.get("eos_token_id"))
+    except _FOREIGN as error:
+        _fail_over(source, "its tokenizer cannot be loaded", error)
+
+
+def _context(source: ModelSource, config: dict[str, Any]) -> int | None:
+    limits = [source.max_context] if source.max_context else []
+    for place in (config, config.get("text_config") or {}):
+        found = next((place[key] for key in _CONTEXT_KEYS if isinstance(place.get(key), int)), None)
+        if found:
+            limits.append(found)
+            break
+    return min(limits, default=None)

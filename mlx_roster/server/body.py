@@ -1,0 +1,90 @@
+"""A request's body: read up to a limit, then decoded. Everything about it that is refused is refused here."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+from starlette.datastructures import Headers
+from starlette.types import Receive, Scope
+
+from mlx_roster.config import format_bytes
+from mlx_roster.errors import InvalidJSON, InvalidRequest, RequestTooLarge, UnsupportedMediaType
+from mlx_roster.server.disconnect import ClientGone
+
+_AT_BYTE = re.compile(r" \(byte (\d+)\)$")
+
+
+async def read_json(scope: Scope, receive: Receive, limit: int) -> dict[str, Any]:
+    """The JSON object that the client sent.
+
+    Raises UnsupportedMediaType, RequestTooLarge (without reading the rest), InvalidJSON, InvalidRequest or ClientGone.
+    """
+    headers = Headers(scope=scope)
+    _check_media_type(headers)
+    length = headers.get("content-length", "")
+    if length.isdecimal() and int(length) > limit:
+        raise _too_large(limit)
+    body = decode(await _read(receive, limit))
+    if not isinstance(body, dict):
+        raise InvalidRequest("the request body must be a JSON object")
+    return body
+
+
+def decode(raw: bytes) -> Any:
+    """Any JSON value. Raises InvalidJSON, with the place where it is wrong."""
+    try:
+        return msgspec.json.decode(raw)
+    except UnicodeDecodeError as error:
+        raise InvalidJSON("the request body is not valid UTF-8") from error
+    except msgspec.DecodeError as error:
+        raise InvalidJSON(f"the request body is not valid JSON: {_placed(str(error), raw)}") from error
+    except RecursionError as error:
+        raise InvalidJSON("the request body is nested too deeply") from error
+
+
+def _check_media_type(headers: Headers) -> None:
+    # Also when it is missing: a web page may post text, a form or a body of no type at all to a server on
+    # localhost without asking, but JSON only after a preflight.
+    media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        sent = f"not {media_type[:100]!r}" if media_type else "but none was sent"
+        raise UnsupportedMediaType(f"the content type must be application/json, {sent}: add the header "
+                                   "'Content-Type: application/json'")  # fmt: skip
+    encoding = headers.get("content-encoding", "identity").strip().lower()
+    if encoding != "identity":
+        raise UnsupportedMediaType(f"the content encoding {encoding[:100]!r} is not supported: send the body as it is")
+
+
+async def _read(receive: Receive, limit: int) -> bytes:
+    chunks: list[bytes] = []
+    size = 0
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        chunk = message.get("body", b"")
+        more = message.get("more_body", False)
+        size += len(chunk)
+        if size > limit:
+            raise _too_large(limit)
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def _too_large(limit: int) -> RequestTooLarge:
+    return RequestTooLarge(f"the request body is larger than this server's limit of {format_bytes(limit)}")
+
+
+def _placed(message: str, raw: bytes) -> str:
+    """msgspec's message with line and column in place of its byte offset, which nobody can count to."""
+    message = message.removeprefix("JSON is malformed: ")
+    match = _AT_BYTE.search(message)
+    if match is None:
+        return f"it ends too early, after {len(raw)} bytes" if "truncated" in message else message[:200]
+    before = raw[: int(match[1])]
+    line = before.count(b"\n") + 1
+    column = len(before) - before.rfind(b"\n")
+    return f"{message[: match.start()]} (line {line}, column {column})"

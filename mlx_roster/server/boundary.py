@@ -1,0 +1,141 @@
+"""The outermost middleware: request ids, the access log, and the one place where an exception becomes an answer."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+import uuid
+from dataclasses import dataclass, field
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mlx_roster.errors import Draining, InternalError, RosterError
+from mlx_roster.registry import Lease
+from mlx_roster.server import errors, sse
+from mlx_roster.server.disconnect import ClientGone
+
+logger = logging.getLogger(__name__)
+
+_KEY = "mlx_roster.exchange"
+_SANE_ID = re.compile(rb"[\x21-\x7e]([\x20-\x7e]{0,126}[\x21-\x7e])?")
+#: What the access log says of a request whose client left before its answer was through (nginx's word for it).
+CLIENT_GONE = 499
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One request and its response, from the outside: what the middleware and the endpoints tell each other."""
+
+    request_id: str
+    started: float
+    #: Sent with the response's first line, whatever the response turns out to be.
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+    #: The canonical id of what serves the request, once that is known.
+    model: str | None = None
+    status: int | None = None
+    client_gone: bool = False
+    #: From here on, errors are events.
+    streaming: bool = False
+
+    @classmethod
+    def of(cls, scope: Scope) -> Exchange:
+        """The Exchange that `Boundary` put into the scope."""
+        exchange = scope[_KEY]
+        assert isinstance(exchange, cls)
+        return exchange
+
+    def add_header(self, name: str, value: str) -> None:
+        self.headers.append((name.encode("ascii"), value.encode("ascii")))
+
+    def granted(self, lease: Lease) -> None:
+        """The request holds `lease`: say what it waited for."""
+        self.add_header("x-roster-wait-ms", f"{lease.wait_ms:.0f}")
+        self.add_header("x-roster-load-ms", f"{lease.load_ms:.0f}")
+
+
+class Boundary:
+    """Wraps the whole application. Nothing but a cancellation passes it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        exchange = scope[_KEY] = Exchange(_request_id(scope), time.monotonic())
+        exchange.add_header("x-request-id", exchange.request_id)
+
+        async def sender(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                exchange.status = message["status"]
+                message["headers"] = [*message["headers"], *exchange.headers]
+            await send(message)
+
+        try:
+            await self._serve(exchange, scope, receive, sender)
+        finally:
+            _log_access(exchange, scope)
+
+    async def _serve(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self.app(scope, receive, send)
+        except asyncio.CancelledError:
+            # Shutdown has run out of patience. What is cut short says so before the connection goes.
+            await _fail(Draining("the server is shutting down"), exchange, send)
+            raise
+        except ClientGone:
+            exchange.client_gone = True
+        except RosterError as error:
+            if errors.answer(error) is None:
+                logger.exception("request %s: an error that is not for clients", exchange.request_id)
+                error = _internal(exchange)
+            await _fail(error, exchange, send)
+        except Exception:  # the ASGI boundary: a bug in one request must not look like a crash
+            logger.exception("request %s failed", exchange.request_id)
+            await _fail(_internal(exchange), exchange, send)
+
+
+async def _fail(error: RosterError, exchange: Exchange, send: Send) -> None:
+    """Answer with `error`, as an event where the response is a stream that has begun."""
+    body = errors.body(error)
+    if exchange.streaming and exchange.status is not None:
+        await send({"type": "http.response.body", "body": sse.event(body) + sse.DONE, "more_body": False})
+        return
+    if exchange.status is not None:
+        # Half a JSON body is out: only cutting the connection tells the client.
+        raise error
+    found = errors.answer(error)
+    assert found is not None
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode("ascii")),
+        *found.headers,
+    ]
+    await send({"type": "http.response.start", "status": found.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+def _internal(exchange: Exchange) -> InternalError:
+    return InternalError(f"the server failed; its log says why, under request id {exchange.request_id}")
+
+
+def _request_id(scope: Scope) -> str:
+    """The client's own, where it is printable ASCII of at most 128 characters; else a new one."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _SANE_ID.fullmatch(value):
+            return str(value, "ascii")
+    return f"req-{uuid.uuid4().hex}"
+
+
+def _log_access(exchange: Exchange, scope: Scope) -> None:
+    # Of a response that has begun, the status alone would hide that the client saw only part of it.
+    status = CLIENT_GONE if exchange.client_gone or exchange.status is None else exchange.status
+    # The raw path is still percent-encoded, so nothing in it can start a line of its own.
+    path = scope.get("raw_path", b"").decode("latin-1")
+    took = (time.monotonic() - exchange.started) * 1000
+    logger.info(
+        "%s %s %d %.0f ms %s %s", scope["method"], path, status, took, exchange.model or "-", exchange.request_id
+    )

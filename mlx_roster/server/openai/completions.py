@@ -1,0 +1,23 @@
+"""`POST /v1/completions`."""
+
+from __future__ import annotations
+
+from mlx_roster.config import ServerSettings
+from mlx_roster.registry import Registry
+from mlx_roster.server.openai.inference import Inference
+from mlx_roster.server.openai.schema import TextRequest
+from mlx_roster.server.openai.shapes import Form
+
+TEXT = Form(
+    id_prefix="cmpl-",
+    whole_object="text_completion",
+    chunk_object="text_completion",
+    whole=lambda text: {"text": text},
+    before=b'"text":',
+    after=b"",
+)
+
+
+def text_completions(registry: Registry, settings: ServerSettings) -> Inference[TextRequest]:
+    """The endpoint."""
+    return Inference(registry, settings, TextRequest, TEXT)

@@ -1,0 +1,94 @@
+"""The rule for every field: applied, or refused; where nobody here knows it, named in `x-roster-ignored`."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Mapping
+from typing import Any
+from urllib.parse import quote
+
+from mlx_roster.errors import InvalidRequest, UnsupportedParameter
+
+#: Accepted, without effect on the answer.
+INERT = frozenset({"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"})
+
+#: Known fields that are not served yet, each with the values that ask for nothing but what is done anyway.
+UNSERVED: Mapping[str, tuple[Any, ...]] = {
+    "xtc_probability": (0,),
+    "xtc_threshold": (0.1,),
+    "repetition_penalty": (1,),
+    "repetition_context_size": (20,),
+    "presence_penalty": (0,),
+    "presence_context_size": (20,),
+    "frequency_penalty": (0,),
+    "frequency_context_size": (20,),
+    "logit_bias": ({},),
+    "n": (1,),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "tools": ([],),
+    "tool_choice": ("auto", "none"),
+    "parallel_tool_calls": (True, False),
+    "response_format": ({"type": "text"},),
+    "chat_template": (),
+    "chat_template_kwargs": ({},),
+    "chat_template_args": ({},),
+    "reasoning_effort": (),
+    "role_mapping": ({},),
+    "draft_model": (),
+    "num_draft_tokens": (0, 3),
+    "echo": (False,),
+    "min_tokens": (0,),
+    "ignore_eos": (False,),
+    "best_of": (1,),
+    "suffix": (),
+    "keep_alive": (),
+}
+
+# Close enough for "max_new_tokens" and "repeat_penalty" to be refused rather than ignored.
+_RESEMBLES = 0.8
+
+# Each unknown name is compared with all known ones: a body of a million names would keep the event loop busy.
+_MAX_UNKNOWN = 32
+
+
+def sift(body: Mapping[str, Any], served: Collection[str], known: Collection[str]) -> tuple[dict[str, Any], list[str]]:
+    """What of `body` this route serves, and the names of what nobody knows. A null is a field left out.
+
+    `served` are the route's own fields, `known` those of any route. Raises InvalidRequest for a field of another
+    route and for a name that is nearly one of ours, UnsupportedParameter for one that asks for what is not served.
+    """
+    kept: dict[str, Any] = {}
+    unknown: list[str] = []
+    for name, value in body.items():
+        if value is None or name in INERT:
+            continue
+        if name in served:
+            kept[name] = value
+        elif name in UNSERVED:
+            if not any(_same(value, trivial) for trivial in UNSERVED[name]):
+                raise UnsupportedParameter(f"{name} is not supported yet", param=name)
+        elif name in known:
+            raise InvalidRequest(f"{name} is not a field of this route", param=name)
+        else:
+            _refuse_near_miss(name, {*served, *UNSERVED, *INERT})
+            unknown.append(name)
+            if len(unknown) > _MAX_UNKNOWN:
+                raise InvalidRequest(f"more than {_MAX_UNKNOWN} unknown fields, such as {shown(unknown[:3])}")
+    return kept, unknown
+
+
+def shown(names: Collection[str]) -> str:
+    """Names that a client chose, fit for a header or a message: ASCII, and not without end."""
+    return ",".join(quote(name[:64]) for name in names)
+
+
+def _refuse_near_miss(name: str, known: Collection[str]) -> None:
+    close = difflib.get_close_matches(name[:64].lower(), known, n=1, cutoff=_RESEMBLES)
+    if close:
+        raise InvalidRequest(f"{shown([name])} is not a known field; did you mean {close[0]}?", param=shown([name]))
+
+
+def _same(value: Any, trivial: Any) -> bool:
+    """JSON's idea of equality: 1 is 1.0, but true is not 1."""
+    return bool(value == trivial) and isinstance(value, bool) == isinstance(trivial, bool)

@@ -1,0 +1,135 @@
+"""The golden path, once for both generating routes: parse, lease, submit, and respond inside the lease."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Generic, TypeVar
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from mlx_roster.config import ServerSettings
+from mlx_roster.core import Delta, Generation, Usage
+from mlx_roster.errors import WorkerCrashed
+from mlx_roster.registry import Lease, Registry
+from mlx_roster.registry.ports import Stream
+from mlx_roster.server.body import read_json
+from mlx_roster.server.boundary import Exchange
+from mlx_roster.server.disconnect import cancel_on_disconnect
+from mlx_roster.server.openai.fields import shown
+from mlx_roster.server.openai.parse import parse
+from mlx_roster.server.openai.schema import GenerationRequest
+from mlx_roster.server.openai.shapes import Answered, Chunks, Envelope, Form
+from mlx_roster.server.sse import EventStream
+
+R = TypeVar("R", bound=GenerationRequest)
+T = TypeVar("T")
+
+
+class Inference(Generic[R]):
+    """A generating route, as an ASGI endpoint: the lease is held until the last byte is handed to the server."""
+
+    def __init__(self, registry: Registry, settings: ServerSettings, schema: type[R], form: Form) -> None:
+        self._registry = registry
+        self._settings = settings
+        self._schema = schema
+        self._form = form
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = Exchange.of(scope)
+        body = await read_json(scope, receive, self._settings.request_limit)
+        request, unknown = parse(self._schema, body, strict_fields=self._settings.strict_fields)
+        if unknown:
+            exchange.add_header("x-roster-ignored", shown(unknown))
+        ref = self._registry.resolve(request.model, request.adapters)
+        exchange.model = ref.id
+        generations = request.generations(self._registry.defaults(ref))
+        envelope = Envelope(self._form, ref.id)
+        client = cancel_on_disconnect(receive)
+        try:
+            async with client, self._registry.lease(ref) as lease:
+                exchange.granted(lease)
+                with _submitted(lease, generations) as streams:
+                    if request.stream:
+                        exchange.streaming = True
+                        await _stream(streams, envelope, EventStream(send), include_usage=request.include_usage)
+                    else:
+                        answers = await _together([_collect(stream) for stream in streams])
+                        response = Response(envelope.whole(answers), media_type="application/json")
+                        await response(scope, receive, send)
+        finally:
+            exchange.client_gone = client.gone
+
+
+@contextmanager
+def _submitted(lease: Lease, generations: Sequence[Generation]) -> Iterator[list[Stream]]:
+    """The running sequences. Whichever way the block ends, none of them goes on."""
+    streams: list[Stream] = []
+    try:
+        streams.extend(lease.submit(generation) for generation in generations)
+        yield streams
+    finally:
+        for stream in streams:
+            stream.cancel()
+
+
+async def _collect(stream: Stream) -> Answered:
+    texts: list[str] = []
+    async for first in stream:
+        delta = _merged(first, stream.waiting())
+        texts.append(delta.text)
+        if delta.finish is not None and delta.usage is not None:
+            return Answered("".join(texts), delta.finish, delta.usage)
+    raise _unfinished()
+
+
+async def _stream(streams: Sequence[Stream], envelope: Envelope, events: EventStream, *, include_usage: bool) -> None:
+    """All choices' chunks as they come, then the usage where it was asked for, and the end."""
+    usages = await _together(
+        [
+            _relay(stream, envelope.chunks(index, usage_follows=include_usage), events)
+            for index, stream in enumerate(streams)
+        ]
+    )
+    await events.end(envelope.usage_chunk(usages) if include_usage else b"")
+
+
+async def _relay(stream: Stream, chunks: Chunks, events: EventStream) -> Usage:
+    """One choice's chunks, one for each wake-up: a client that reads slowly gets fewer, longer ones."""
+    opening = chunks.opening
+    async for first in stream:
+        delta = _merged(first, stream.waiting())
+        out = opening
+        if delta.text or delta.finish:
+            out += chunks.chunk(delta.text, delta.finish)
+        if out:
+            await events.write(out)
+            opening = b""
+        if delta.usage is not None:
+            return delta.usage
+    raise _unfinished()
+
+
+def _merged(first: Delta, rest: list[Delta]) -> Delta:
+    if not rest:
+        return first
+    text = first.text + "".join(delta.text for delta in rest)
+    return Delta(first.sequence, text, rest[-1].finish, rest[-1].usage)
+
+
+def _unfinished() -> WorkerCrashed:
+    return WorkerCrashed("the worker ended a sequence without finishing it")
+
+
+async def _together(jobs: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """The jobs' results, in order. The first error stops the others and is raised as itself."""
+    if len(jobs) == 1:
+        return [await jobs[0]]
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(job) for job in jobs]
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]

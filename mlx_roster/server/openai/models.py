@@ -1,0 +1,56 @@
+"""`GET /v1/models` and `/v1/models/{id}`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from mlx_roster.registry import Listing, Registry
+
+
+class Models:
+    """Every model and adapter of the catalog, loaded or not."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        listed = [entry(listing) for listing in self._registry.listing()]
+        payload = msgspec.json.encode({"object": "list", "data": listed})
+        await Response(payload, media_type="application/json")(scope, receive, send)
+
+
+class Model:
+    """One of them, by id or alias."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        listing = self._registry.find(scope["path_params"]["id"])
+        await Response(msgspec.json.encode(entry(listing)), media_type="application/json")(scope, receive, send)
+
+
+def entry(listing: Listing) -> dict[str, Any]:
+    """A model as OpenAI lists it, and what only a roster knows under `roster`."""
+    shown: dict[str, Any] = {
+        "id": listing.id,
+        "object": "model",
+        "created": listing.created,
+        "owned_by": "mlx-roster",
+    }
+    if listing.parent is not None:
+        shown["parent"] = listing.parent
+    shown["roster"] = {
+        "state": listing.state,
+        "aliases": listing.aliases,
+        "adapters": listing.adapters,
+        "bytes": {"estimated": listing.estimated, "measured": listing.measured},
+        "in_flight": listing.in_flight,
+        "queued": listing.queued,
+        "max_context": listing.max_context,
+    }
+    return shown

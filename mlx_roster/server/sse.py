@@ -1,0 +1,39 @@
+"""Server-sent events over raw ASGI."""
+
+from __future__ import annotations
+
+from starlette.types import Send
+
+DONE = b"data: [DONE]\n\n"
+
+_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    # Or nginx collects the stream before it passes it on.
+    (b"x-accel-buffering", b"no"),
+]
+
+
+def event(payload: bytes) -> bytes:
+    """One event. `payload` is JSON on one line."""
+    return b"data: " + payload + b"\n\n"
+
+
+class EventStream:
+    """A streaming response. Its status line goes out with its first event, so until then an error can still choose
+    a status of its own. `write` may be called from several tasks; each call goes out whole."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._started = False
+
+    async def write(self, events: bytes) -> None:
+        """Put one or more whole events on the wire, now."""
+        if not self._started:
+            self._started = True
+            await self._send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+        await self._send({"type": "http.response.body", "body": events, "more_body": True})
+
+    async def end(self, events: bytes = b"") -> None:
+        """The last events, `[DONE]`, and the end of the response. Something was written before."""
+        await self._send({"type": "http.response.body", "body": events + DONE, "more_body": False})

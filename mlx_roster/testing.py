@@ -1,0 +1,144 @@
+"""Fakes that we ship: workers without processes or weights, for tests of whatever stands above `workers/`.
+
+They keep a `history` of what was asked of them and raise at once if a model is stopped while a sequence runs on it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from mlx_roster.config import ModelEntry
+from mlx_roster.core import Capabilities, Delta, Generation, Located, Measured, ModelSource, Usage
+from mlx_roster.errors import RosterError, WorkerCrashed
+from mlx_roster.registry.ports import OnProgress
+from mlx_roster.workers.stream import SequenceStream
+
+#: What a fake model says to a request, piece by piece.
+Script = Callable[[Generation], Sequence[str]]
+
+
+def hello(_: Generation) -> Sequence[str]:
+    """The script of a fake that was given none."""
+    return ["Hello", " there", "!"]
+
+
+class FakeWorker:
+    """A loaded model that says what its script says, one piece per turn of the event loop."""
+
+    def __init__(self, source: ModelSource, parent: FakeWorkers, on_death: Callable[[], None]) -> None:
+        self.source = source
+        self.measured = Measured(active=parent.sizes.get(source.name, 1))
+        self.capabilities = Capabilities(vocabulary=512, context=source.max_context, chat=True, adapters=True)
+        self.running: dict[int, SequenceStream] = {}
+        self._parent = parent
+        self._on_death = on_death
+        self._sequences = 0
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+
+    def submit(self, generation: Generation) -> SequenceStream:
+        self._sequences += 1
+        sequence = self._sequences
+        adapter = f" with {generation.adapter.name}" if generation.adapter else ""
+        self._parent.note(f"submit {self.source.name}{adapter}")
+        stream = self.running[sequence] = SequenceStream(lambda: self._cancel(sequence))
+        self._tasks[sequence] = asyncio.get_running_loop().create_task(self._say(sequence, stream, generation))
+        return stream
+
+    async def stop(self) -> None:
+        self._parent.note(f"stop {self.source.name}")
+        assert not self.running, f"{self.source.name} was stopped while {len(self.running)} sequences ran on it"
+        await self._parent.gate(f"stop {self.source.name}").wait()
+
+    def die(self) -> None:
+        """The worker is lost: its streams fail and its owner is told."""
+        self._parent.note(f"die {self.source.name}")
+        for task in self._tasks.values():
+            task.cancel()
+        running, self.running = self.running, {}
+        for stream in running.values():
+            stream.fail(WorkerCrashed(f"the worker of {self.source.name} died"))
+        self._on_death()
+
+    async def _say(self, sequence: int, stream: SequenceStream, generation: Generation) -> None:
+        pieces = self._parent.script(generation)
+        try:
+            for count, text in enumerate(pieces, 1):
+                await self._parent.gate(f"token {self.source.name}").wait()
+                await asyncio.sleep(0)
+                last = count == len(pieces)
+                usage = Usage(prompt=1, completion=count) if last else None
+                if last:
+                    del self.running[sequence]
+                stream.push(Delta(sequence, text, "stop" if last else None, usage))
+        except RosterError as error:
+            del self.running[sequence]
+            stream.fail(error)
+
+    def _cancel(self, sequence: int) -> None:
+        if self.running.pop(sequence, None) is not None:
+            self._parent.note(f"cancel {self.source.name}")
+            self._tasks[sequence].cancel()
+
+
+class FakeWorkers:
+    """A `registry.ports.Workers` without processes.
+
+    `gate(what)` is an event that "load NAME", "stop NAME" and "token NAME" wait for; all are open until `hold(what)`.
+    `failures[name]` is a list of errors that the next loads of that model end with.
+    """
+
+    def __init__(self, script: Script = hello, sizes: dict[str, int] | None = None) -> None:
+        self.script = script
+        self.sizes = sizes or {}
+        self.failures: dict[str, list[RosterError]] = {}
+        self.history: list[str] = []
+        self.workers: dict[str, FakeWorker] = {}
+        self._gates: dict[str, asyncio.Event] = {}
+        self._noted = asyncio.Event()
+
+    def gate(self, what: str) -> asyncio.Event:
+        if what not in self._gates:
+            self._gates[what] = asyncio.Event()
+            self._gates[what].set()
+        return self._gates[what]
+
+    def hold(self, what: str) -> asyncio.Event:
+        """Close a gate; set the event that comes back to open it."""
+        self.gate(what).clear()
+        return self.gate(what)
+
+    def note(self, what: str) -> None:
+        self.history.append(what)
+        self._noted.set()
+
+    async def seen(self, what: str, times: int = 1) -> None:
+        """Wait until `what` is in the history so many times."""
+        while self.history.count(what) < times:
+            self._noted.clear()
+            await self._noted.wait()
+
+    async def load(self, source: ModelSource, on_progress: OnProgress, on_death: Callable[[], None]) -> FakeWorker:
+        self.note(f"load {source.name}")
+        try:
+            await self.gate(f"load {source.name}").wait()
+        except asyncio.CancelledError:
+            self.note(f"cancel load {source.name}")
+            raise
+        if self.failures.get(source.name):
+            raise self.failures[source.name].pop(0)
+        on_progress(1, 1)
+        worker = self.workers[source.name] = FakeWorker(source, self, on_death)
+        return worker
+
+
+class FakeSources:
+    """A `registry.ports.Sources` in which every model is here and takes `sizes[name]` bytes, 1 by default."""
+
+    def __init__(self, sizes: dict[str, int] | None = None) -> None:
+        self.sizes = sizes or {}
+        self.located: list[str] = []
+
+    async def locate(self, name: str, entry: ModelEntry) -> Located:
+        self.located.append(name)
+        return Located(path=f"/fake/{name}", estimate=self.sizes.get(name, 1))

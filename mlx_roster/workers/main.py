@@ -1,0 +1,130 @@
+"""The worker process: `python -m mlx_roster.workers.main FD`, started by `workers/process.py` and by nothing else.
+
+Two threads. The main one owns mlx: it loads the model and then runs the engine. The other reads commands; it prepares
+requests, so that templates and tokenizers do not hold up a decode step. End of file on the socket ends the process.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import signal
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from concurrent.futures import Future
+
+import mlx.core as mx
+import psutil
+
+from mlx_roster.core import Delta, Device, Measured, ModelSource
+from mlx_roster.engine import Engine
+from mlx_roster.errors import LoadFailed, LoadOutOfMemory, RosterError
+from mlx_roster.loaders import adapters, models
+from mlx_roster.workers import wire
+
+#: Steps are small and frequent; this is room for the server process to be busy elsewhere for a moment.
+SEND_BUFFER = 4 * 2**20
+
+
+class Link:
+    """The worker's end of the socket, and the engine's output. Sends from any thread; receives on one."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        self._sending = threading.Lock()
+        self._unpacker = wire.Unpacker()
+
+    def send(self, event: wire.Event) -> None:
+        """Blocks while the server process does not read. A server that is gone ends this process."""
+        try:
+            with self._sending:
+                self._socket.sendall(wire.pack(event))
+        except OSError:
+            os._exit(1)
+
+    def receive(self) -> Iterator[wire.Command]:
+        """Commands until end of file. Raises FrameError."""
+        while chunk := self._socket.recv(2**16):
+            for payload in self._unpacker.feed(chunk):
+                yield wire.decode(wire.command_decoder, payload)
+
+    # engine.Output
+
+    def step(self, deltas: list[Delta]) -> None:
+        self.send(wire.Step(deltas))
+
+    def rejected(self, sequence: int, error: RosterError) -> None:
+        self.send(wire.Rejected(sequence, error.code, error.message, error.param))
+
+    def report(self, measured: Measured) -> None:
+        self.send(wire.Report(measured))
+
+
+def device() -> Device:
+    """This machine's accelerator, as mlx sees it."""
+    physical = psutil.virtual_memory().total
+    if mx.metal.is_available():
+        facts = mx.device_info()
+        working_set = int(facts["max_recommended_working_set_size"])
+        return Device(str(facts["device_name"]), "metal", int(facts["memory_size"]), working_set)
+    if mx.cuda.is_available():
+        facts = mx.device_info(mx.gpu)
+        memory = int(facts.get("total_memory", physical))
+        return Device(str(facts["device_name"]), "cuda", memory, memory)
+    return Device(str(mx.device_info()["device_name"]), "cpu", physical, physical)
+
+
+def obey(commands: Iterator[wire.Command], engine: Future[Engine]) -> None:
+    """The reader thread. Its end is the process's end: all that is held goes back to the system at once."""
+    code = 1
+    try:
+        for command in commands:
+            match command:
+                case wire.Submit(sequence, generation):
+                    engine.result().submit(sequence, generation)
+                case wire.Cancel(sequence):
+                    engine.result().cancel(sequence)
+                case wire.Stop():
+                    break
+                case wire.Load():
+                    raise wire.FrameError("a second Load")
+        code = 0
+    except Exception:  # noqa: BLE001  the thread boundary: nobody else would see it
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def serve(link: Link, source: ModelSource, engine: Future[Engine]) -> None:
+    """Load `source` and run its engine, on the main thread, until the reader ends the process."""
+    try:
+        loaded = models.load(source, lambda done, total: link.send(wire.Progress(done, total)))
+        engine.set_result(Engine(loaded, source, link, adapters.read))
+    except LoadFailed as error:
+        link.send(wire.LoadError(error.message, isinstance(error, LoadOutOfMemory)))
+        return
+    link.send(wire.Ready(engine.result().measured(), engine.result().capabilities))
+    engine.result().run()
+
+
+def main() -> None:
+    # Ctrl-C reaches every process of the terminal; the server decides what becomes of its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    link = Link(socket.socket(fileno=int(sys.argv[1])))
+    versions = {name: importlib.metadata.version(name) for name in ("mlx", "mlx-lm")}
+    link.send(wire.Hello(os.getpid(), device(), versions))
+    commands = link.receive()
+    first = next(commands, None)
+    if isinstance(first, wire.Load):
+        engine: Future[Engine] = Future()
+        threading.Thread(target=obey, args=(commands, engine), daemon=True).start()
+        serve(link, first.source, engine)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""Where worker processes come from: always one spare ahead, so that a load costs weights and tokenizer only."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import warnings
+from collections.abc import Callable
+from typing import Self
+
+from mlx_roster.core import Device, ModelSource
+from mlx_roster.errors import RosterError
+from mlx_roster.workers.blas import preloaded
+from mlx_roster.workers.process import ProcessWorker
+
+
+class Spawner:
+    """Starts workers; satisfies `registry.ports.Workers`. Use as an async context manager.
+
+    The first worker is started on entry, whether or not spares are kept: it is what knows the device.
+    """
+
+    def __init__(self, *, keep_spare: bool = True) -> None:
+        self._keep_spare = keep_spare
+        self._environment = preloaded(os.environ)
+        self._spare: asyncio.Task[ProcessWorker] | None = None
+        self._open = False
+
+    async def __aenter__(self) -> Self:
+        self._open = True
+        self._spare = self._start()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self._open = False
+        if self._spare is not None:
+            spare, self._spare = self._spare, None
+            worker = await spare
+            await worker.kill()
+
+    def __del__(self) -> None:
+        if self._open:
+            warnings.warn(f"{self!r} was dropped without being closed", ResourceWarning, stacklevel=1)
+
+    async def device(self) -> Device:
+        """The accelerator, as the first worker sees it. To be asked before the first load. Raises WorkerCrashed."""
+        assert self._spare is not None, "asked before entering, or after the first load"
+        worker = await asyncio.shield(self._spare)
+        return await worker.greeting()
+
+    async def load(
+        self, source: ModelSource, on_progress: Callable[[int, int], None], on_death: Callable[[], None]
+    ) -> ProcessWorker:
+        """See `registry.ports.Workers.load`."""
+        worker = await self._take()
+        try:
+            await worker.load(source, on_progress, on_death)
+        finally:
+            # Only now: a spare that imports mlx beside a load takes its processor time.
+            if self._open and self._keep_spare and self._spare is None:
+                self._spare = self._start()
+        return worker
+
+    def _start(self) -> asyncio.Task[ProcessWorker]:
+        return asyncio.get_running_loop().create_task(ProcessWorker.spawn(self._environment))
+
+    async def _take(self) -> ProcessWorker:
+        """The spare, if there is one and it lives; else a fresh worker."""
+        task, self._spare = self._spare or self._start(), None
+        try:
+            worker = await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await self._give_back(task)
+            raise
+        except RosterError:
+            return await ProcessWorker.spawn(self._environment)
+        return worker if worker.alive else await ProcessWorker.spawn(self._environment)
+
+    async def _give_back(self, task: asyncio.Task[ProcessWorker]) -> None:
+        """A load was cancelled while its worker was being started."""
+        if self._open and self._spare is None:
+            self._spare = task
+        else:
+            worker = await task
+            await worker.kill()

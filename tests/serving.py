@@ -1,0 +1,116 @@
+"""A real server in a process of its own, as a user starts it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import openai
+
+from mlx_roster.demo import directory
+
+#: How long anything may take on a machine that is busy with other things, in seconds. Nothing asserts less.
+PATIENCE = 60
+
+
+class Server:
+    """A running `mlx-roster`, and what it has logged so far."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self.lines: list[str] = []
+        self._more = threading.Condition()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+        self.url = self.logged(r"^ready at (\S+)")
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            with self._more:
+                self.lines.append(line.rstrip())
+                self._more.notify_all()
+        with self._more:
+            self._more.notify_all()
+
+    def logged(self, pattern: str, times: int = 1) -> str:
+        """Wait for the log to match so many times; the first group of the last match."""
+
+        def matches() -> list[re.Match[str]]:
+            return [match for line in self.lines if (match := re.search(pattern, line))]
+
+        with self._more:
+            found = self._more.wait_for(
+                lambda: len(matches()) >= times or not self._reader.is_alive() or self.process.poll() is not None,
+                PATIENCE,
+            )
+            seen = matches()
+            assert found and len(seen) >= times, f"{pattern!r} was not logged:\n" + "\n".join(self.lines)
+            match = seen[times - 1]
+            return match[match.re.groups]
+
+    def worker(self, model: str) -> int:
+        """The process id of the last worker that took `model`."""
+        count = sum(bool(re.search(rf"worker \d+ takes {model}$", line)) for line in self.lines)
+        return int(self.logged(rf"worker (\d+) takes {model}$", max(count, 1)))
+
+    def client(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=self.url, api_key="no-key", max_retries=0, timeout=PATIENCE)
+
+    def async_client(self) -> openai.AsyncOpenAI:
+        return openai.AsyncOpenAI(base_url=self.url, api_key="no-key", max_retries=0, timeout=PATIENCE)
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Send a signal and wait for the end: the exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        code = self.process.wait(PATIENCE)
+        self._reader.join()
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+        return code
+
+
+@contextmanager
+def serving(*arguments: str, environment: dict[str, str] | None = None) -> Iterator[Server]:
+    """`mlx-roster ARGUMENTS` on a free port, until the block ends."""
+    inherited = {key: value for key, value in os.environ.items() if key not in ("HOST", "PORT")}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mlx_roster", *arguments, "--port", "0", "--verbose"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=inherited | (environment or {}),
+    )
+    try:
+        server = Server(process)
+        yield server
+    except BaseException:
+        process.kill()
+        raise
+    finally:
+        if process.poll() is None:
+            assert server.stop() == 0, "\n".join(server.lines)
+
+
+def demo_roster(folder: Path, *, budget: str = "75%", models: Sequence[str] = ()) -> Path:
+    """A roster file in `folder` over the demo's models, with more `models` as YAML lines if need be."""
+    demo = directory()
+    lines = [
+        f'memory: {{budget: "{budget}", headroom: 0%}}',
+        "default_model: atlas",
+        "models:",
+        f"  atlas: {{source: {demo}/models/atlas, aliases: [gpt-3.5-turbo],",
+        f"    adapters: {{pirate: {demo}/adapters/pirate, french: {demo}/adapters/french}}}}",
+        f"  scribe: {{source: {demo}/models/scribe, adapters: {{shout: {demo}/adapters/shout}}}}",
+        *models,
+    ]
+    path = folder / "roster.yaml"
+    path.write_text("\n".join(lines) + "\n")
+    return path
