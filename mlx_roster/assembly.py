@@ -12,7 +12,8 @@ from collections.abc import Iterator
 import uvicorn
 import uvloop
 
-from mlx_roster.config import Roster, budget_bytes, format_bytes
+from mlx_roster.config import Roster, format_bytes
+from mlx_roster.config.machine import budget_bytes
 from mlx_roster.console import Display
 from mlx_roster.errors import ConfigError
 from mlx_roster.loaders.locate import Locator

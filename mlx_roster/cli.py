@@ -9,7 +9,8 @@ from typing import Annotated, NoReturn
 import typer
 
 from mlx_roster import __version__
-from mlx_roster.config import Roster, load, single, with_overrides
+from mlx_roster.config import Roster
+from mlx_roster.config.load import load, single, with_overrides
 from mlx_roster.errors import ConfigError, RosterError
 
 app = typer.Typer(
@@ -20,8 +21,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Host = Annotated[str | None, typer.Option(envvar="HOST", help="Address to listen on. [default: the roster's]")]
-Port = Annotated[int | None, typer.Option(envvar="PORT", help="Port to listen on; 0 takes any that is free.")]
+Host = Annotated[str | None, typer.Option(help="Address to listen on. Wins over HOST, which wins over the roster.", show_default=False)]
+Port = Annotated[int | None, typer.Option(help="Port to listen on, 0 for any that is free. Wins over PORT.", show_default=False)]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log what the workers write, too.")]
 
 
@@ -84,7 +85,7 @@ def _run(roster: Roster, host: str | None, port: int | None, verbose: bool) -> N
 
     display = Display(verbose=verbose)
     try:
-        assembly.run(with_overrides(roster, host=host, port=port), display)
+        assembly.run(with_overrides(roster, host, port), display)
     except ConfigError as error:
         _fail(error, 2)
     except RosterError as error:

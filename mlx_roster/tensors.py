@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import mlx.core as mx
-import mlx.nn as nn
+from mlx.nn.layers.base import Module
 
 from mlx_roster.core import AdapterSource
 
@@ -21,9 +21,9 @@ Targets = Mapping[str, tuple[int, int]]
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A base model in memory. Token ids must be below `vocabulary`; `context` is None where the model names no limit."""
+    """A base model in memory. Token ids must be below `vocabulary`; `context` is None where nothing limits it."""
 
-    model: nn.Module
+    model: Module
     tokenizer: Any
     config: dict[str, Any]
     context: int | None
@@ -38,9 +38,9 @@ class LoraPair:
     b: mx.array
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class AdapterWeights:
-    """One adapter's tensors. `identity` is a hash of the files' contents: two names, one adapter; new files, another."""
+    """One adapter. `identity` is a hash of its files' contents: the same under two names, another for new files."""
 
     name: str
     identity: str

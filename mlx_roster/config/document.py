@@ -21,7 +21,8 @@ _TAG = "tag:yaml.org,2002:"
 
 
 class _Loader(yaml.SafeLoader):
-    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
+    # The stubs have it as an instance's; PyYAML has it as the class's, and so starts without what it would inherit.
+    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}  # type: ignore[misc]
 
 
 for _kind, _pattern, _first in (
@@ -80,7 +81,11 @@ def _syntax(error: yaml.YAMLError, text: str) -> Problem:
     if isinstance(error, yaml.MarkedYAMLError):
         mark = error.problem_mark or error.context_mark
         reason = error.problem or error.context or "it cannot be read"
-        return Problem(f"not valid YAML: {reason}", line=mark.line + 1 if mark else None)
+        if mark is None:
+            return Problem(f"not valid YAML: {reason}")
+        if text[: mark.index].rpartition("\n")[2].endswith("$"):
+            reason += "; within { } or [ ] a variable needs quotes, and a line of its own to be a number"
+        return Problem(f"not valid YAML: {reason}", line=mark.line + 1)
     if isinstance(error, yaml.reader.ReaderError):
         return Problem("not valid YAML: a control character", line=text.count("\n", 0, error.position) + 1)
     return Problem("not valid YAML")
@@ -106,6 +111,7 @@ class _Builder:
         elif isinstance(node, yaml.SequenceNode):
             marked = self._list(node, location)
         else:
+            assert isinstance(node, yaml.ScalarNode)
             marked = self._scalar(node, location)
         self._built[node] = marked
         return marked
@@ -124,6 +130,8 @@ class _Builder:
             line = key.start_mark.line + 1
             if not isinstance(key, yaml.ScalarNode):
                 self._refuse("a key should be a string", key, location)
+            elif not _is_unicode(key.value):
+                self._refuse("is not valid Unicode text", key, (*location, key.value))
             elif key.tag == _TAG + "merge":
                 merged += self._merged(value, location)
             elif key.value in children:
@@ -152,7 +160,7 @@ class _Builder:
         children: dict[str | int, tuple[int, Marked]] = {index: (item.line, item) for index, item in enumerate(items)}
         return Marked(node.start_mark.line + 1, [item.plain for item in items], children)
 
-    def _scalar(self, node: yaml.Node, location: Location) -> Marked:
+    def _scalar(self, node: yaml.ScalarNode, location: Location) -> Marked:
         text, tag = node.value, node.tag
         if "$" in text:
             try:
@@ -161,13 +169,24 @@ class _Builder:
                 return self._refuse(str(error), node, location)
             if node.style is None and tag == _TAG + "str":
                 # As if the value had been written here: port: ${PORT:-8080} is a number. In quotes it stays a string.
-                tag = self._resolver.resolve(yaml.ScalarNode, text, (True, False))
+                tag = self._resolver.resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]
+        if not _is_unicode(text):
+            return self._refuse("is not valid Unicode text", node, location)
         try:
             return Marked(node.start_mark.line + 1, _value(tag.removeprefix(_TAG), text))
         except KeyError:
             return self._refuse(_forbidden(tag), node, location)
         except ValueError:
-            return self._refuse(f"{text[:40]} is not a {tag.removeprefix(_TAG)}", node, location)
+            return self._refuse(f"{text[:40]} is no !!{tag.removeprefix(_TAG)}", node, location)
+
+
+def _is_unicode(text: str) -> bool:
+    """Escapes in the file, and bytes in the environment, can make half a surrogate pair: that is no text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _forbidden(tag: str) -> str:

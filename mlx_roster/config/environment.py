@@ -25,7 +25,9 @@ def expand(text: str, environ: Mapping[str, str]) -> str:
         if default is not None:
             return environ.get(name) or default
         if name not in environ:
-            raise ValueError(f"the environment variable {name} is not set; ${{{name}:-default}} would give it a default")
+            raise ValueError(
+                f"the environment variable {name} is not set; ${{{name}:-default}} would give it a default"
+            )
         return environ[name]
 
     return _DOLLAR.sub(replacement, text)

@@ -156,9 +156,7 @@ class ModelEntry(_Settings):
     max_context: int | None = Field(
         default=None, ge=1, description="Prompt and completion in tokens; the model's own limit if left out."
     )
-    max_adapters: int = Field(
-        default=8, ge=1, description="Adapters held in memory at once; any number may be listed."
-    )
+    max_adapters: int = Field(default=8, ge=1, description="Adapters held in memory at once; any number may be listed.")
     defaults: Defaults = Field(default_factory=Defaults, description="Come before the file's own defaults.")
     adapters: Mapping[
         Name, Annotated[AdapterEntry, BeforeValidator(_spelled_out, json_schema_input_type=str | AdapterEntry)]

@@ -1,4 +1,4 @@
-"""What a name may look like, and that each is given once: models, their aliases and adapters' aliases share one space."""
+"""What a name may look like, and that each is given once: models, aliases and adapters' aliases share one space."""
 
 from __future__ import annotations
 

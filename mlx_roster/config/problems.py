@@ -32,7 +32,7 @@ _PHRASES = {
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong: in the whole file where `location` is empty, on no line in particular where it is None."""
+    """One thing that is wrong: with the whole file where `location` is empty, on no one line where `line` is None."""
 
     message: str
     location: Location = ()

@@ -1,1 +1,1 @@
-"""."""
+"""One model being served: the only code, with the loaders, that runs mlx."""

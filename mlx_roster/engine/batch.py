@@ -1,12 +1,11 @@
-"""The only file that knows mlx-lm's BatchGenerator. What it is relied on for is stated in tests/engine/test_upstream.py."""
+"""The only file that knows mlx-lm's BatchGenerator; tests/engine/test_upstream.py states what it is relied on for."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-import mlx.core as mx
-import mlx.nn as nn
+from mlx.nn.layers.base import Module
 from mlx_lm.generate import BatchGenerator
 from mlx_lm.models.cache import make_prompt_cache
 
@@ -40,7 +39,7 @@ class Admission(NamedTuple):
 class Batch:
     """The sequences being decoded together. For the engine's thread."""
 
-    def __init__(self, model: nn.Module, routing: Routing, stop_tokens: Iterable[int], max_concurrency: int) -> None:
+    def __init__(self, model: Module, routing: Routing, stop_tokens: Iterable[int], max_concurrency: int) -> None:
         self._routed = Routed(model, routing)
         self._sampler = Sampler(routing)
         self._stop_tokens = [(token,) for token in stop_tokens]
@@ -99,8 +98,3 @@ class Batch:
         for uid, one in zip(uids, admit, strict=True):
             self._uids[one.sequence] = uid
             self._sequences[uid] = one.sequence
-
-
-def memory() -> tuple[int, int]:
-    """Bytes that mlx holds: in use, and kept for reuse."""
-    return mx.get_active_memory(), mx.get_cache_memory()

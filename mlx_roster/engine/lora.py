@@ -7,9 +7,12 @@ rows without an adapter. A row's layer output gains `x @ A[slot] @ B[slot]`. Ran
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
+from mlx.nn.layers.base import Module
+from mlx.nn.layers.linear import Linear
+from mlx.nn.layers.quantized import QuantizedLinear
 from mlx.utils import tree_unflatten
 from mlx_lm.models.cache import make_prompt_cache
 
@@ -20,11 +23,11 @@ from mlx_roster.errors import AdapterIncompatible
 from mlx_roster.tensors import AdapterWeights, LoraPair, Targets
 
 
-class LoraRows(nn.Module):
+class LoraRows(Module):
     """A linear layer and its stacks. Sits in the model's tree where the layer was."""
 
-    def __init__(self, linear: nn.Module, routing: Routing, shape: tuple[int, int], slots: int, rank: int) -> None:
-        super().__init__()
+    def __init__(self, linear: Module, routing: Routing, shape: tuple[int, int], slots: int, rank: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
         self.linear = linear
         inputs, outputs = shape
         self.a = mx.zeros((slots, inputs, rank))
@@ -70,8 +73,8 @@ class Bank:
     Knows slots, not who uses them: `scheduler.Slots` decides which adapter lies where.
     """
 
-    def __init__(self, model: nn.Module, routing: Routing) -> None:
-        self._model = model
+    def __init__(self, model: Module, routing: Routing) -> None:
+        self._model: Any = model
         self._routing = routing
         self._layers: dict[str, LoraRows] = {}
         self._slots = 1
@@ -117,7 +120,8 @@ class Bank:
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             self._model.update_modules(tree_unflatten([(path, layer.linear) for path, layer in fresh.items()]))
             raise AdapterIncompatible(
-                "the model uses some of the adapter's layers in ways that LoRA cannot follow: " + ", ".join(sorted(fresh)),
+                "the model uses some of the adapter's layers in ways that LoRA cannot follow: "
+                + ", ".join(sorted(fresh)),
                 param="adapters",
             ) from error
         self._layers |= fresh
@@ -128,12 +132,12 @@ class Bank:
         Routed(self._model, self._routing)(mx.zeros((2, 3), dtype=mx.int32), [*make_prompt_cache(self._model), rows])
 
 
-def _targets(model: nn.Module) -> Iterable[tuple[str, tuple[int, int]]]:
+def _targets(model: Any) -> Iterable[tuple[str, tuple[int, int]]]:
     for path, module in model.named_modules():
         # Exact types: what a subclass computes, adding to its output may not extend.
-        if type(module) is nn.Linear:
+        if type(module) is Linear:
             outputs, inputs = module.weight.shape
             yield path, (inputs, outputs)
-        elif type(module) is nn.QuantizedLinear:
+        elif type(module) is QuantizedLinear:
             outputs, groups = module.scales.shape
             yield path, (groups * module.group_size, outputs)

@@ -54,7 +54,9 @@ class Prompts:
         try:
             ids = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True)
         except TemplateError as error:
-            raise InvalidRequest(f"the chat template refuses these messages: {error.message}", param="messages") from error
+            raise InvalidRequest(
+                f"the chat template refuses these messages: {error.message}", param="messages"
+            ) from error
         except (AttributeError, LookupError, TypeError, ValueError) as error:
             raise InvalidRequest("the chat template cannot render these messages", param="messages") from error
         return list(ids)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
+from mlx.nn.layers.base import Module
 
 from mlx_roster.engine.rows import Rows
 
@@ -20,7 +20,7 @@ class Routing:
 class Routed:
     """A model to be called with caches whose last entry is a Rows."""
 
-    def __init__(self, model: nn.Module, routing: Routing) -> None:
+    def __init__(self, model: Module, routing: Routing) -> None:
         self.model = model
         self._routing = routing
 

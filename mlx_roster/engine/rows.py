@@ -68,7 +68,9 @@ class Rows:
         return len(self._rows)
 
     def __repr__(self) -> str:
-        return f"<Rows slots={[row.slot for row in self._rows]} draws={[row.draws + self._drawn for row in self._rows]}>"
+        return (
+            f"<Rows slots={[row.slot for row in self._rows]} draws={[row.draws + self._drawn for row in self._rows]}>"
+        )
 
     @cached_property
     def plain(self) -> bool:
@@ -128,9 +130,10 @@ class Rows:
     @classmethod
     def merge(cls, caches: Sequence[Rows]) -> Rows:
         """One batch of several, in their order."""
+        merged = cls([])
         for cache in caches:
-            cache._settle()
-        return cls([row for cache in caches for row in cache._rows])
+            merged.extend(cache)
+        return merged
 
     def filter(self, keep: Sequence[int]) -> None:
         """Keep the rows at these positions, in this order."""

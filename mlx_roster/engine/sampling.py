@@ -13,7 +13,7 @@ from mlx_roster.engine.rows import Draw
 
 
 class Sampler:
-    """Log-probabilities (B, V) to tokens (B,). For the engine's thread, right after the forward pass of the same rows."""
+    """Log-probabilities (B, V) to tokens (B,). Called right after the forward pass of the same rows."""
 
     def __init__(self, routing: Routing) -> None:
         self._routing = routing

@@ -8,6 +8,8 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from transformers import PreTrainedTokenizerBase
+
 _REPLACEMENT = "\ufffd"
 
 #: Text, not bytes, at the end of a decode: no character has more bytes than this, so holding more back is in vain.
@@ -15,7 +17,7 @@ _LONGEST_CHARACTER = 4
 
 
 class Detokenizer(Protocol):
-    """One sequence's text. Concatenated, what `add` and `finish` return is the text of all ids, special tokens left out.
+    """One sequence's text. What `add` and `finish` return makes, in all, the text of its ids without special tokens.
 
     The first token keeps its leading space, and bytes that make no character become U+FFFD.
     """
@@ -30,7 +32,9 @@ class Detokenizer(Protocol):
 def detokenizers(tokenizer: Any) -> Callable[[], Detokenizer]:
     """What makes a Detokenizer for each new sequence of a model."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    to_bytes = None if backend is None else _byte_rule(backend.decoder)
+    # A tokenizer with a `decode` of its own means to be asked.
+    ordinary = getattr(tokenizer.decode, "__func__", None) is PreTrainedTokenizerBase.decode
+    to_bytes = _byte_rule(backend.decoder) if backend is not None and ordinary else None
     if to_bytes is None:
         return lambda: WindowDetokenizer(tokenizer)
     pieces = Pieces(backend, to_bytes)
@@ -80,7 +84,7 @@ class WindowDetokenizer:
         self._held = 0
 
     def _text(self) -> str:
-        text: str = self._tokenizer.decode(self._window, skip_special_tokens=True)
+        text: str = self._tokenizer.decode(self._window, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
 
     def add(self, token: int) -> str:
@@ -168,6 +172,9 @@ class Stops:
         shown = ""
         held = self._held
         for character in text:
+            if not held and character not in self._firsts:
+                shown += character
+                continue
             held += character
             match = self._match(held)
             if match:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 
 from mlx_roster.config import ModelEntry
 from mlx_roster.core import Located
@@ -38,5 +37,5 @@ class Locator:
             folder = source.resolve(name, entry, on_progress)
         finally:
             self.downloads.pop(name, None)
-        adapters = [Path(adapter.source) for adapter in entry.adapters.values()]
+        adapters = [adapter.source for adapter in entry.adapters.values()]
         return Located(str(folder), sizes.estimate(folder, adapters, entry.max_adapters, self._headroom))

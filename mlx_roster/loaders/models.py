@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import mlx.core as mx
-import mlx.nn as nn
+from mlx.nn.layers.base import Module
 from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import load_model, load_tokenizer
@@ -24,8 +24,17 @@ PORTION = 32 * 2**20
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "n_ctx", "seq_length")
 
 #: What mlx-lm, transformers and mlx raise over a folder that is not as it should be: anything but a signal.
-_FOREIGN = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError)
-_FOREIGN += (RuntimeError, TypeError, ValueError)
+_FOREIGN = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 def load(source: ModelSource, on_progress: Callable[[int, int], None]) -> Loaded:
@@ -74,15 +83,16 @@ def _read_config(source: ModelSource, folder: Path) -> None:
         _fail(source, "its folder has no model*.safetensors")
 
 
-def _build(source: ModelSource, folder: Path) -> tuple[nn.Module, dict[str, Any]]:
+def _build(source: ModelSource, folder: Path) -> tuple[Module, dict[str, Any]]:
     """The model with its weights mapped but not yet read."""
     try:
-        return load_model(folder, lazy=True, trust_remote_code=False)
+        model, config = load_model(folder, lazy=True, trust_remote_code=False)
     except ValueError as error:
         _fail_over(source, _explain(error, folder), error)
     except (*_FOREIGN, MemoryError) as error:
         what = "its weights are cut short or damaged" if "safetensors" in str(error) else "it cannot be built"
         _fail_over(source, what, error)
+    return model, config
 
 
 def _explain(error: ValueError, folder: Path) -> str:
@@ -95,8 +105,8 @@ def _explain(error: ValueError, folder: Path) -> str:
     return " ".join(lines[:4]) + (" …" if len(lines) > 4 else "")
 
 
-def _read_weights(source: ModelSource, model: nn.Module, on_progress: Callable[[int, int], None]) -> None:
-    arrays = [array for _, array in tree_flatten(model.parameters())]
+def _read_weights(source: ModelSource, model: Module, on_progress: Callable[[int, int], None]) -> None:
+    arrays = _arrays(model)
     total = sum(array.nbytes for array in arrays)
     done = 0
     on_progress(done, total)
@@ -109,6 +119,11 @@ def _read_weights(source: ModelSource, model: nn.Module, on_progress: Callable[[
         on_progress(done, total)
     # Reading may leave as much in mlx's cache of buffers as it read.
     mx.clear_cache()
+
+
+def _arrays(model: Any) -> list[mx.array]:
+    leaves: Any = tree_flatten(model.parameters())
+    return [leaf for _, leaf in leaves]
 
 
 def _portions(arrays: list[mx.array]) -> Iterator[list[mx.array]]:
@@ -124,7 +139,7 @@ def _portions(arrays: list[mx.array]) -> Iterator[list[mx.array]]:
         yield portion
 
 
-def _try_out(source: ModelSource, model: nn.Module) -> int:
+def _try_out(source: ModelSource, model: Module) -> int:
     """Run one token through the model, and return the size of its logits: a model that cannot run is not loaded."""
     try:
         cache = make_prompt_cache(model)

@@ -1,7 +1,7 @@
 """How many bytes a model or an adapter takes, read from safetensors headers. No tensor is read and mlx not needed.
 
 A file may come from anywhere, so a header is believed in nothing: it is read only where the file is as long as it
-claims, and its tensors must lie within the file. What does not hold raises LoadFailed, naming the file without its folder.
+claims, and its tensors must lie within the file. What does not hold raises LoadFailed, naming the file but no folder.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ MAX_HEADER = 100 * 10**6
 
 INDEX = "model.safetensors.index.json"
 
-#: As mlx-lm and PEFT name them. Other files in an adapter's folder are checkpoints of its training.
-ADAPTER_FILES = ("adapters.safetensors", "adapter_model.safetensors")
+#: As mlx-lm names it. Other files in an adapter's folder are checkpoints of its training.
+ADAPTER = "adapters.safetensors"
 
 
 class _Tensor(msgspec.Struct, gc=False):
@@ -42,10 +42,9 @@ def weights_bytes(folder: Path) -> int:
 
 def adapter_bytes(folder: Path) -> int:
     """Bytes of the tensors of the adapter in `folder`."""
-    for name in ADAPTER_FILES:
-        if (folder / name).is_file():
-            return tensor_bytes(folder / name)
-    raise LoadFailed(f"there is no {' or '.join(ADAPTER_FILES)}")
+    if not (folder / ADAPTER).is_file():
+        raise LoadFailed(f"there is no {ADAPTER}" if folder.is_dir() else "its folder does not exist")
+    return tensor_bytes(folder / ADAPTER)
 
 
 def estimate(folder: Path, adapters: Sequence[Path], max_adapters: int, headroom: float) -> int:

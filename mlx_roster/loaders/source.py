@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from mlx_roster.config.model import ModelEntry
 from mlx_roster.errors import LoadFailed
 from mlx_roster.loaders.sizes import shards
 
 if TYPE_CHECKING:
-    from huggingface_hub.utils import tqdm
+    from huggingface_hub.utils.tqdm import tqdm
 
 # huggingface_hub takes longer to import than the rest of the server process together, and a roster of local folders
 # never needs it: so it is imported in the functions below.
@@ -38,15 +39,16 @@ def is_local(entry: ModelEntry) -> bool:
     return isinstance(entry.source, Path)
 
 
-def resolve(name: str, source: Path | str, revision: str | None, on_progress: OnProgress) -> Path:
-    """The folder with the files of the model that the roster calls `name`, downloaded where they are not here.
+def resolve(name: str, entry: ModelEntry, on_progress: OnProgress) -> Path:
+    """The folder with the files of `entry`, the model that the roster calls `name`, downloaded where they are not here.
 
     Blocks, perhaps for hours: call it on a thread. Raises LoadFailed. What `on_progress` raises ends the download.
     """
-    if isinstance(source, str):
-        folder = cached(source, revision) or _download(name, source, revision, on_progress)
+    if isinstance(entry.source, Path):
+        folder = entry.source
     else:
-        folder = source
+        repo, revision = entry.source, entry.revision
+        folder = cached(repo, revision) or _download(name, repo, revision, on_progress)
     try:
         check_folder(folder)
     except LoadFailed as error:
@@ -78,42 +80,68 @@ def check_folder(folder: Path) -> None:
 
 def _download(name: str, repo: str, revision: str | None, on_progress: OnProgress) -> Path:
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
-    from huggingface_hub.utils import filter_repo_objects
+    from huggingface_hub.errors import HfHubHTTPError
 
-    # Its base is the error of the HTTP library, whichever one this version of huggingface_hub uses.
-    transport_error = HfHubHTTPError.__bases__[0]
+    # The base is the error of the HTTP library, whichever one this version of the Hub's client is built on.
+    transport_error = cast("type[Exception]", HfHubHTTPError.__bases__[0])
     try:
         listing = HfApi().model_info(repo, revision=revision, files_metadata=True)
-        wanted = filter_repo_objects(
-            listing.siblings or [], allow_patterns=list(_FILES), key=lambda sibling: sibling.rfilename
-        )
-        bar = _bar(sum(sibling.size or 0 for sibling in wanted), on_progress)
+        wanted = (file for file in listing.siblings or [] if any(fnmatch(file.rfilename, glob) for glob in _FILES))
+        bar = _bar(sum(file.size or 0 for file in wanted), on_progress)
         return Path(snapshot_download(repo, revision=revision, allow_patterns=list(_FILES), tqdm_class=bar))
-    except GatedRepoError as error:
-        reason, cause = f"{repo} is gated: accept its terms on the Hub and set HF_TOKEN", error
-    except RepositoryNotFoundError as error:
-        reason, cause = f"the Hub has no {repo}, or it is private and HF_TOKEN does not open it", error
-    except RevisionNotFoundError as error:
-        reason, cause = f"{repo} has no revision {revision}", error
-    raise LoadFailed(f"model {name} cannot be downloaded: {reason}") from cause
+    except (transport_error, OSError, RuntimeError, ValueError) as error:
+        # RuntimeError is all that hf_xet says of a broken transfer, ValueError refuses a file too large for plain HTTP.
+        raise LoadFailed(f"model {name} cannot be downloaded: {_reason(error, repo, revision)}") from error
 
 
-def _bar(total: int, on_progress: OnProgress) -> type[tqdm[Any]]:
+def _reason(error: Exception, repo: str, revision: str | None) -> str:
+    """Our own words: the client's name paths of this machine."""
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    match error:
+        case GatedRepoError():
+            return f"{repo} is gated; accept its terms on the Hub and set HF_TOKEN"
+        case RepositoryNotFoundError():
+            return f"the Hub has no {repo}, or it is private and HF_TOKEN does not open it"
+        case RevisionNotFoundError():
+            return f"{repo} has no revision {revision}"
+        case HfHubHTTPError():
+            return f"the Hub answered {error.response.status_code} for {repo}"
+        case OSError(strerror=str() as words) if not isinstance(error, LocalEntryNotFoundError):
+            return words
+    return f"{repo} is not in the local cache, and the Hub cannot be reached or broke off"
+
+
+def _bar(total: int, on_progress: OnProgress) -> type[tqdm]:
     """A progress bar that draws nothing and reports the bytes of all files together.
 
     The Hub's client makes several: of files, of bytes received and of bytes written. The furthest of the latter two
-    counts.
+    counts, so that what is reported only grows.
     """
-    from huggingface_hub.utils import tqdm
+    from huggingface_hub.utils.tqdm import tqdm
 
     lock = Lock()
     furthest = 0
 
-    class Bar(tqdm[Any]):
+    class Bar(tqdm):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             self._counts_bytes = kwargs.get("unit") == "B"
-            self._done = kwargs.get("initial") or 0
-            super().__init__(*args, **{**kwargs, "disable": True})
+            self._done = 0
+            super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call]
+
+        def update(self, n: float | None = 1) -> None:
+            nonlocal furthest
+            if self._counts_bytes:
+                with lock:
+                    self._done += int(n or 0)
+                    if furthest < self._done <= total:
+                        furthest = self._done
+                        on_progress(furthest, total)
 
     return Bar

@@ -258,9 +258,10 @@ class Registry:
             self._feed(events.Loaded(holding.loaded, serial, worker.measured.active))
 
     def _load_failed(self, serial: int, model: str, error: RosterError) -> None:
-        # The files may have changed under us: look at them again next time.
-        self._located.pop(model, None)
         oom = isinstance(error, LoadOutOfMemory)
+        if not oom:
+            # The files may have changed under us: look at them again next time.
+            self._located.pop(model, None)
         self._drop(serial, events.LoadFailed(_now(), serial, error, out_of_memory=oom))
 
     async def _unload(self, serial: int) -> None:

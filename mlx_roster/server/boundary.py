@@ -38,6 +38,7 @@ class Exchange:
     client_gone: bool = False
     #: From here on, errors are events.
     streaming: bool = False
+    complete: bool = False
 
     @classmethod
     def of(cls, scope: Scope) -> Exchange:
@@ -72,6 +73,8 @@ class Boundary:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
                 message["headers"] = [*message["headers"], *exchange.headers]
+            else:
+                exchange.complete = not message.get("more_body", False)
             await send(message)
 
         try:
@@ -100,13 +103,13 @@ class Boundary:
 
 async def _fail(error: RosterError, exchange: Exchange, send: Send) -> None:
     """Answer with `error`, as an event where the response is a stream that has begun."""
+    if exchange.complete or (exchange.status is not None and not exchange.streaming):
+        # Nothing more can be said. Of a JSON body that is half out, uvicorn cuts the connection.
+        return
     body = errors.body(error)
-    if exchange.streaming and exchange.status is not None:
+    if exchange.status is not None:
         await send({"type": "http.response.body", "body": sse.event(body) + sse.DONE, "more_body": False})
         return
-    if exchange.status is not None:
-        # Half a JSON body is out: only cutting the connection tells the client.
-        raise error
     found = errors.answer(error)
     assert found is not None
     headers = [

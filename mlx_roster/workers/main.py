@@ -20,9 +20,10 @@ import mlx.core as mx
 import psutil
 
 from mlx_roster.core import Delta, Device, Measured, ModelSource
-from mlx_roster.engine import Engine
+from mlx_roster.engine.loop import Engine
 from mlx_roster.errors import LoadFailed, LoadOutOfMemory, RosterError
-from mlx_roster.loaders import adapters, models
+from mlx_roster.loaders import models
+from mlx_roster.loaders.adapters import Adapters
 from mlx_roster.workers import wire
 
 #: Steps are small and frequent; this is room for the server process to be busy elsewhere for a moment.
@@ -104,7 +105,7 @@ def serve(link: Link, source: ModelSource, engine: Future[Engine]) -> None:
     """Load `source` and run its engine, on the main thread, until the reader ends the process."""
     try:
         loaded = models.load(source, lambda done, total: link.send(wire.Progress(done, total)))
-        engine.set_result(Engine(loaded, source, link, adapters.read))
+        engine.set_result(Engine(loaded, source, link, Adapters()))
     except LoadFailed as error:
         link.send(wire.LoadError(error.message, isinstance(error, LoadOutOfMemory)))
         return
@@ -113,8 +114,10 @@ def serve(link: Link, source: ModelSource, engine: Future[Engine]) -> None:
 
 
 def main() -> None:
-    # Ctrl-C reaches every process of the terminal; the server decides what becomes of its workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C reaches every process of the terminal, and service supervisors signal whole groups: the server decides
+    # what becomes of its workers, and its end is theirs.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     link = Link(socket.socket(fileno=int(sys.argv[1])))
     versions = {name: importlib.metadata.version(name) for name in ("mlx", "mlx-lm")}
     link.send(wire.Hello(os.getpid(), device(), versions))

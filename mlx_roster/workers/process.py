@@ -9,6 +9,7 @@ import socket
 import sys
 from collections import deque
 from collections.abc import Callable, Mapping
+from typing import cast
 
 from mlx_roster import errors
 from mlx_roster.core import Capabilities, Device, Generation, Measured, ModelSource
@@ -147,8 +148,7 @@ class ProcessWorker(asyncio.Protocol):
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's are none by inheritance
 
     def data_received(self, data: bytes) -> None:
         try:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mlx_roster.config import parse
+from mlx_roster.config.load import parse
 from mlx_roster.core import Ref
 from mlx_roster.errors import AdapterNotFound, InvalidRequest, ModelNotFound, ModelRequired
 from mlx_roster.registry.catalog import Catalog

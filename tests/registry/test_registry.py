@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from mlx_roster.config import Roster, parse
+from mlx_roster.config import Roster
+from mlx_roster.config.load import parse
 from mlx_roster.core import Generation, Ref, Text
 from mlx_roster.errors import Draining, LoadFailed, LoadOutOfMemory, ModelTooLarge, WorkerCrashed
 from mlx_roster.registry import Lease, Registry

@@ -80,7 +80,7 @@ def sift(body: Mapping[str, Any], served: Collection[str], known: Collection[str
 
 def shown(names: Collection[str]) -> str:
     """Names that a client chose, fit for a header or a message: ASCII, and not without end."""
-    return ",".join(quote(name[:64]) for name in names)
+    return ",".join(quote(name[:64])[:96] for name in names)
 
 
 def _refuse_near_miss(name: str, known: Collection[str]) -> None:

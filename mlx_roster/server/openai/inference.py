@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 class Inference(Generic[R]):
-    """A generating route, as an ASGI endpoint: the lease is held until the last byte is handed to the server."""
+    """A generating route, as an ASGI endpoint: the lease is held until uvicorn has the last byte."""
 
     def __init__(self, registry: Registry, settings: ServerSettings, schema: type[R], form: Form) -> None:
         self._registry = registry

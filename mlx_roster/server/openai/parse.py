@@ -51,6 +51,11 @@ def _path(loc: tuple[int | str, ...]) -> str:
     return path
 
 
+def _number(bound: float) -> str:
+    # An integer of 19 digits would not survive being formatted as a float.
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"
+
+
 _COMPLAINTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "missing": lambda _: "is required",
     "extra_forbidden": lambda _: "is not a known field",
@@ -61,9 +66,9 @@ _COMPLAINTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "list_type": lambda _: "must be an array",
     "model_type": lambda _: "must be an object",
     "literal_error": lambda ctx: f"must be {ctx['expected']}",
-    "greater_than": lambda ctx: f"must be greater than {ctx['gt']:g}",
-    "greater_than_equal": lambda ctx: f"must be at least {ctx['ge']:.0f}",
-    "less_than_equal": lambda ctx: f"must be at most {ctx['le']:.0f}",
+    "greater_than": lambda ctx: f"must be greater than {_number(ctx['gt'])}",
+    "greater_than_equal": lambda ctx: f"must be at least {_number(ctx['ge'])}",
+    "less_than_equal": lambda ctx: f"must be at most {_number(ctx['le'])}",
     "too_short": lambda _: "must not be empty",
     "string_too_short": lambda _: "must not be empty",
     "too_long": lambda ctx: f"must have at most {ctx['max_length']} items",

@@ -6,7 +6,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
@@ -92,7 +92,7 @@ class Chunks:
         head = b'data: %b{"index":%d,' % (open_chunk, index)
         # OpenAI announces the usage that will follow by a null in every chunk before it.
         end = b'],"usage":null}\n\n' if usage_follows else b"]}\n\n"
-        finishes: tuple[FinishReason | None, ...] = (None, "stop", "length")
+        finishes: tuple[FinishReason | None, ...] = (None, *get_args(FinishReason))
         self._head = head + form.before
         self._tails = {
             finish: b'%b,"logprobs":null,"finish_reason":%b}%b' % (form.after, _encode(finish), end)

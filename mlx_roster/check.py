@@ -1,0 +1,176 @@
+"""`mlx-roster check`: what each model will cost, and what fits together. Loads nothing, downloads nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from mlx_roster.config.machine import budget_bytes, recommended_working_set
+from mlx_roster.config.model import MemorySettings, ModelEntry, Roster
+from mlx_roster.config.units import format_bytes
+from mlx_roster.errors import LoadFailed
+from mlx_roster.loaders.sizes import adapter_bytes, total, weights_bytes
+from mlx_roster.loaders.source import cached, check_folder
+
+_COLUMNS = ("model", "source", "weights", "adapters", "estimated", "")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCost:
+    """What one model will take, in bytes. All None where its files are not here to be measured.
+
+    `adapters` is the part of the largest adapters that its slots can hold, `estimated` the sum with headroom.
+    """
+
+    name: str
+    source: str
+    weights: int | None = None
+    adapters: int | None = None
+    estimated: int | None = None
+    fits: bool | None = None
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What `check` found, models in the roster's order."""
+
+    budget: int
+    working_set: int
+    models: tuple[ModelCost, ...]
+
+    @property
+    def together(self) -> tuple[str, ...]:
+        """The most models that can be loaded at the same time: the smallest ones, up to the budget."""
+        chosen, taken = [], 0
+        for model in sorted(self.models, key=lambda model: model.estimated or 0):
+            if model.estimated is not None and taken + model.estimated <= self.budget:
+                chosen.append(model.name)
+                taken += model.estimated
+        return tuple(model.name for model in self.models if model.name in chosen)
+
+    @property
+    def exit_code(self) -> int:
+        """1 where a model or an adapter cannot be served as it stands, else 0."""
+        return int(any(model.problems or not model.fits for model in self.models))
+
+    def to_json(self) -> str:
+        models = [asdict(model) for model in self.models]
+        report = {"budget": self.budget, "working_set": self.working_set, "models": models, "together": self.together}
+        return json.dumps(report, indent=2)
+
+
+def check(roster: Roster) -> Report:
+    """Measure every model of `roster` whose files are on this machine."""
+    working_set = recommended_working_set()
+    budget = budget_bytes(roster.memory, working_set)
+    models = (_cost(name, entry, roster.memory, budget, roster.base) for name, entry in roster.models.items())
+    return Report(budget, working_set, tuple(models))
+
+
+def _cost(name: str, entry: ModelEntry, memory: MemorySettings, budget: int, base: Path) -> ModelCost:
+    sizes, problems = _adapters(entry)
+    source = entry.source if isinstance(entry.source, str) else _shown(entry.source, base)
+    try:
+        weights = weights_bytes(_folder(entry))
+    except LoadFailed as error:
+        return ModelCost(name, source, problems=(error.message, *problems))
+    estimated = total(weights, sizes, entry.max_adapters, memory.headroom)
+    held = total(0, sizes, entry.max_adapters, 0)
+    return ModelCost(name, source, weights, held, estimated, estimated <= budget, problems)
+
+
+def _folder(entry: ModelEntry) -> Path:
+    if isinstance(entry.source, Path):
+        check_folder(entry.source)
+        return entry.source
+    folder = cached(entry.source, entry.revision)
+    if folder is None:
+        raise LoadFailed("not downloaded yet; the first request for it will")
+    return folder
+
+
+def _adapters(entry: ModelEntry) -> tuple[list[int], tuple[str, ...]]:
+    sizes, problems = [], []
+    for name, adapter in entry.adapters.items():
+        try:
+            sizes.append(adapter_bytes(adapter.source))
+        except LoadFailed as error:
+            problems.append(f"adapter {name}: {error.message}")
+    return sizes, tuple(problems)
+
+
+def _shown(folder: Path, base: Path) -> str:
+    return str(folder.relative_to(base)) if folder.is_relative_to(base) else str(folder)
+
+
+def render(report: Report, console: Console) -> None:
+    """Print `report`: a table on a terminal, aligned lines elsewhere."""
+    rows = [_row(model, report.budget) for model in report.models]
+    if console.is_terminal:
+        table = Table(box=None, pad_edge=False)
+        for column in _COLUMNS:
+            table.add_column(column, justify="right" if column in ("weights", "adapters", "estimated") else "left")
+        for row in rows:
+            # Text: names in square brackets are no markup.
+            table.add_row(*map(Text, row))
+        console.print(table)
+    else:
+        _print_lines(_aligned([_COLUMNS, *rows]), console)
+    _print_lines(["", *_verdict(report)], console)
+
+
+def _row(model: ModelCost, budget: int) -> tuple[str, ...]:
+    sizes = (model.weights, model.adapters, model.estimated)
+    remarks = list(model.problems)
+    if model.fits:
+        remarks.insert(0, "fits")
+    elif model.estimated is not None:
+        remarks.insert(0, f"never fits: {format_bytes(model.estimated - budget)} over the budget")
+    return (
+        model.name,
+        model.source,
+        *("-" if size is None else format_bytes(size) for size in sizes),
+        "; ".join(remarks),
+    )
+
+
+def _verdict(report: Report) -> list[str]:
+    known = [model for model in report.models if model.estimated is not None]
+    together = report.together
+    taken = sum(model.estimated or 0 for model in known if model.name in together)
+    used = f"{format_bytes(taken)} of {format_bytes(report.budget)}"
+    lines = [f"budget: {format_bytes(report.budget)} on a machine that can hold {format_bytes(report.working_set)}"]
+    if unknown := len(report.models) - len(known):
+        lines.append(f"not counted, since the files are not here or not whole: {_models(unknown)}")
+    if not together:
+        lines.append("nothing fits")
+    elif len(together) == len(known):
+        lines.append(f"{'it fits' if len(known) == 1 else f'all {len(known)} models fit together'}: {used}")
+    else:
+        lines.append(
+            f"at most {len(together)} of {len(known)} models fit at once: {', '.join(together)} ({used}); "
+            "others are loaded in their place when asked for"
+        )
+    return lines
+
+
+def _models(count: int) -> str:
+    return "1 model" if count == 1 else f"{count} models"
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> Iterable[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def _print_lines(lines: Iterable[str], console: Console) -> None:
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)

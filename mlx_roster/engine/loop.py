@@ -1,0 +1,237 @@
+"""The engine: one thread that owns mlx and turns requests into text, step by step."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import warnings
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol, Self
+
+import mlx.core as mx
+
+from mlx_roster.core import Capabilities, Delta, Generation, Measured, ModelSource
+from mlx_roster.engine.batch import Admission, Batch, Token
+from mlx_roster.engine.lora import Bank
+from mlx_roster.engine.preparing import Adapters, Preparer
+from mlx_roster.engine.prompts import Prompts
+from mlx_roster.engine.routed import Routing
+from mlx_roster.engine.rows import Row
+from mlx_roster.engine.scheduler import Cancel, Plan, Rejection, Scheduler, Sequence
+from mlx_roster.engine.text import detokenizers
+from mlx_roster.errors import InternalError, RosterError
+from mlx_roster.tensors import AdapterReader, Loaded
+
+logger = logging.getLogger(__name__)
+
+#: Seconds without work after which the engine frees what it only keeps for reuse.
+LINGER = 0.25
+
+#: Buffers kept for reuse may take half of what the weights leave of the Resident's share, but at least this.
+LEAST_CACHE = 128 * 2**20
+
+
+class Output(Protocol):
+    """Where the engine's events go. All of it is called on the engine's thread, and must not block for long."""
+
+    def step(self, deltas: list[Delta]) -> None:
+        """All that one step produced; never empty."""
+
+    def rejected(self, sequence: int, error: RosterError) -> None:
+        """A sequence that cannot start, or cannot go on: the last that is said of it."""
+
+    def report(self, measured: Measured) -> None:
+        """The engine has nothing to do, and holds this much."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """End `run`."""
+
+
+Command = Sequence | Cancel | Rejection | Stop
+
+
+class Inbox:
+    """Commands on their way to the engine's thread, in order."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[Command] = queue.SimpleQueue()
+        self.put = self._queue.put
+
+    def drain(self, block: bool, timeout: float | None = None) -> list[Command]:
+        """All that has come. With `block`, waits for the first; an empty list then means that `timeout` has passed."""
+        commands: list[Command] = []
+        try:
+            if block:
+                commands.append(self._queue.get(timeout=timeout))
+            while True:
+                commands.append(self._queue.get_nowait())
+        except queue.Empty:
+            return commands
+
+
+class Engine:
+    """One model being served. Made, run and closed on one thread, which then owns mlx; a context manager.
+
+    `submit`, `cancel` and `stop` may be called from any thread.
+    """
+
+    def __init__(self, loaded: Loaded, source: ModelSource, output: Output, reader: AdapterReader) -> None:
+        routing = Routing()
+        self._output = output
+        self._source = source
+        self._inbox = Inbox()
+        self._scheduler = Scheduler(source.max_concurrency, source.max_adapters)
+        self._bank = Bank(loaded.model, routing)
+        self._batch = Batch(loaded.model, routing, loaded.tokenizer.eos_token_ids, source.max_concurrency)
+        prompts = Prompts(loaded.tokenizer, loaded.vocabulary, loaded.context)
+        adapters = Adapters(reader, self._bank.targets, self._scheduler.slots, source.max_adapters)
+        self._preparer = Preparer(prompts, detokenizers(loaded.tokenizer), adapters, self._inbox.put)
+        self.capabilities = Capabilities(
+            vocabulary=loaded.vocabulary,
+            context=loaded.context,
+            chat=prompts.chat,
+            adapters=bool(self._bank.targets) and source.max_adapters > 0,
+        )
+        self._stopped = False
+        self._failed = False
+        self._rested = False
+        self._closed = False
+        self._limit_memory()
+        self._preparer.start()
+
+    def __repr__(self) -> str:
+        return f"<Engine {self._source.name}: {self._scheduler}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True):
+            warnings.warn(f"{self!r} was never closed", ResourceWarning, stacklevel=1)
+
+    def close(self) -> None:
+        """End the preparing thread. Nothing may be submitted any more."""
+        self._closed = True
+        self._preparer.close()
+        self._batch.close()
+
+    def submit(self, sequence: int, generation: Generation) -> None:
+        """Start a sequence; what becomes of it, refusals too, comes through the output."""
+        self._preparer.submit(sequence, generation)
+
+    def cancel(self, sequence: int) -> None:
+        """Drop a sequence within one step. Nothing more is said of it; ids that are not there are ignored."""
+        self._preparer.cancel(sequence)
+
+    def stop(self) -> None:
+        """Make `run` return within one step."""
+        self._inbox.put(Stop())
+
+    def measured(self) -> Measured:
+        """What mlx holds now."""
+        return Measured(active=mx.get_active_memory(), cache=mx.get_cache_memory())
+
+    def run(self) -> None:
+        """Serve until stopped. Raises what a step raised if the very next one fails too: the model is beyond help."""
+        while not self._stopped:
+            self.turn()
+
+    def turn(self) -> None:
+        """One step, or, with nothing to do, waiting for a command."""
+        for command in self._drain():
+            self._apply(command)
+        plan = self._scheduler.schedule()
+        self._publish(self._scheduler.fold(self._step(plan)))
+
+    def _drain(self) -> list[Command]:
+        if not self._scheduler.idle:
+            return self._inbox.drain(block=False)
+        if self._rested:
+            return self._inbox.drain(block=True)
+        commands = self._inbox.drain(block=True, timeout=LINGER)
+        if not commands:
+            self._rest()
+        return commands
+
+    def _rest(self) -> None:
+        """Free what was kept for the next step, and say what is left."""
+        self._batch.reset()
+        mx.clear_cache()
+        self._limit_memory()
+        self._rested = True
+        self._output.report(self.measured())
+
+    def _apply(self, command: Command) -> None:
+        match command:
+            case Stop():
+                self._stopped = True
+            case Rejection():
+                self._output.rejected(command.sequence, command.error)
+            case _:
+                self._scheduler.apply(command)
+
+    def _step(self, plan: Plan) -> list[Token]:
+        for sequence in plan.fetch:
+            self._preparer.submit(sequence.id, sequence)
+        if self._scheduler.idle and not plan.drop:
+            return []
+        self._rested = False
+        try:
+            self._place(plan)
+            tokens = self._batch.step(plan.drop, [_admission(sequence) for sequence in plan.admit])
+        except Exception as error:  # noqa: BLE001 - thread boundary: mlx and models raise what they like
+            self._recover(error)
+            return []
+        self._failed = False
+        return tokens
+
+    def _place(self, plan: Plan) -> None:
+        for sequence in plan.place:
+            adapter = sequence.adapter
+            if adapter is None or adapter.weights is None:
+                continue
+            try:
+                self._bank.put(sequence.slot, adapter.weights)
+            except RosterError as error:
+                for number in self._scheduler.unplaced(plan, adapter.identity):
+                    self._output.rejected(number, error)
+        for sequence in plan.admit:
+            if sequence.adapter is not None:
+                sequence.adapter.weights = None
+
+    def _publish(self, deltas: list[Delta]) -> None:
+        if deltas:
+            self._output.step(deltas)
+
+    def _recover(self, error: Exception) -> None:
+        """Give up all that ran, and begin again with an empty batch: a second failure in a row ends the engine."""
+        if self._failed:
+            raise error
+        self._failed = True
+        logger.error("a step failed", exc_info=error)
+        abandoned = self._scheduler.abandon()
+        self._batch.reset()
+        self._limit_memory()
+        for number in abandoned:
+            self._output.rejected(number, InternalError("the generation failed; other requests go on"))
+
+    def _limit_memory(self) -> None:
+        """Hold mlx to this Resident's share. After each new batch: BatchGenerator sets a wired limit of its own."""
+        share = self._source.memory
+        mx.set_memory_limit(share)
+        mx.set_cache_limit(max((share - mx.get_active_memory()) // 2, LEAST_CACHE))
+        if mx.metal.is_available():
+            mx.set_wired_limit(min(share, int(mx.device_info()["max_recommended_working_set_size"])))
+
+
+def _admission(sequence: Sequence) -> Admission:
+    row = Row(sequence.slot, sequence.sampling, seed=sequence.sampling.seed or 0)
+    return Admission(sequence.id, sequence.prompt, sequence.max_tokens, row)

@@ -1,0 +1,197 @@
+"""Which sequences run, and what they say. Bookkeeping only: no mlx, no threads, no clock.
+
+The engine's loop calls, in turn, `apply` for each command, `schedule`, and `fold` with the tokens of the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from mlx_roster.core import AdapterSource, Delta, FinishReason, Sampling, Usage
+from mlx_roster.engine.slots import Slots
+from mlx_roster.engine.text import TextStream
+from mlx_roster.errors import RosterError
+from mlx_roster.tensors import AdapterWeights
+
+#: How many sequences may overtake one that waits for an adapter's slot, before no slot is leased to any but it.
+OVERTAKES = 64
+
+
+@dataclass(slots=True)
+class Adapter:
+    """The adapter of a sequence. `weights` is None where it lay in a slot already when the sequence was prepared."""
+
+    identity: str
+    source: AdapterSource
+    weights: AdapterWeights | None
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One generation, prepared: `prompt` has been checked, and `max_tokens` fits the context behind it."""
+
+    id: int
+    prompt: list[int]
+    max_tokens: int
+    sampling: Sampling
+    text: TextStream
+    adapter: Adapter | None = None
+    slot: int = 0
+    completion: int = 0
+    overtaken: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Drop a sequence, if it is still there."""
+
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """A sequence that could not be prepared."""
+
+    sequence: int
+    error: RosterError
+
+
+@dataclass(slots=True)
+class Plan:
+    """What the next step changes: `drop` leaves the batch, the adapters of `place` go into their slots, `admit` joins.
+
+    `place` is among `admit`. `fetch` has left the queue: its adapters lost their slots while it waited, so their
+    weights must be read before it is applied anew.
+    """
+
+    drop: list[int]
+    place: list[Sequence] = field(default_factory=list)
+    admit: list[Sequence] = field(default_factory=list)
+    fetch: list[Sequence] = field(default_factory=list)
+
+
+class Scheduler:
+    """Waiting, running and leaving sequences. At most `max_concurrency` run; the rest wait in order of arrival.
+
+    Only one that must wait for an adapter's slot is overtaken, and only `OVERTAKES` times by others that lease one.
+    """
+
+    def __init__(self, max_concurrency: int, max_adapters: int) -> None:
+        self._max_concurrency = max_concurrency
+        self._waiting: dict[int, Sequence] = {}
+        self._running: dict[int, Sequence] = {}
+        self._leaving: list[int] = []
+        self.slots = Slots(max_adapters)
+
+    def __repr__(self) -> str:
+        return f"<Scheduler: {len(self._running)} running, {len(self._waiting)} waiting | {self.slots}>"
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do until a command comes."""
+        return not (self._running or self._waiting or self._leaving)
+
+    def apply(self, command: Sequence | Cancel) -> None:
+        """Take in a sequence, or let one go: it says nothing more from here on."""
+        if isinstance(command, Sequence):
+            self._waiting[command.id] = command
+        elif command.sequence in self._running:
+            self._leave(command.sequence)
+        else:
+            self._waiting.pop(command.sequence, None)
+
+    def schedule(self) -> Plan:
+        """Decide the next step. Sequences in `admit` run from here on, with their slots leased."""
+        plan = Plan(drop=self._leaving)
+        self._leaving = []
+        if self._waiting and len(self._running) < self._max_concurrency:
+            self._admit(plan)
+        return plan
+
+    def _admit(self, plan: Plan) -> None:
+        passed: list[Sequence] = []
+        for sequence in list(self._waiting.values()):
+            if len(self._running) >= self._max_concurrency:
+                return
+            if sequence.adapter is None:
+                self._run(sequence, plan)
+            elif sequence.adapter.weights is None and sequence.adapter.identity not in self.slots:
+                plan.fetch.append(self._waiting.pop(sequence.id))
+            elif any(other.overtaken >= OVERTAKES for other in passed):
+                continue
+            elif self._lease(sequence, sequence.adapter, plan):
+                self._run(sequence, plan)
+                for other in passed:
+                    other.overtaken += 1
+            else:
+                passed.append(sequence)
+
+    def _lease(self, sequence: Sequence, adapter: Adapter, plan: Plan) -> bool:
+        placed = adapter.identity in self.slots
+        slot = self.slots.lease(adapter.identity)
+        if slot is None:
+            return False
+        sequence.slot = slot
+        if not placed:
+            plan.place.append(sequence)
+        return True
+
+    def _run(self, sequence: Sequence, plan: Plan) -> None:
+        self._running[sequence.id] = self._waiting.pop(sequence.id)
+        plan.admit.append(sequence)
+
+    def unplaced(self, plan: Plan, identity: str) -> list[int]:
+        """An adapter in `plan.place` cannot be put into its slot: who came for it leaves the plan, and is returned.
+
+        Nobody else leases that slot, since the adapter had none before this plan.
+        """
+        refused = [one for one in plan.admit if one.adapter is not None and one.adapter.identity == identity]
+        plan.admit = [one for one in plan.admit if one not in refused]
+        for sequence in refused:
+            del self._running[sequence.id]
+        self.slots.forget(identity)
+        return [sequence.id for sequence in refused]
+
+    def fold(self, tokens: Iterable[tuple[int, int, FinishReason | None]]) -> list[Delta]:
+        """What a step's tokens (sequence, id, finish) add to the texts. Those of who has left add nothing."""
+        deltas = []
+        for number, token, finish in tokens:
+            sequence = self._running.get(number)
+            if sequence is None:
+                continue
+            sequence.completion += 1
+            # The end-of-sequence token is counted, never shown.
+            text = "" if finish == "stop" else sequence.text.add(token)
+            if finish is None and not sequence.text.stopped:
+                deltas.append(Delta(number, text))
+            else:
+                deltas.append(self._finish(sequence, text, finish))
+        return deltas
+
+    def _finish(self, sequence: Sequence, text: str, finish: FinishReason | None) -> Delta:
+        if not sequence.text.stopped:
+            text += sequence.text.finish()
+        if finish is None:
+            # Only we know of the stop string: the batch would go on.
+            self._leave(sequence.id)
+        else:
+            self._release(self._running.pop(sequence.id))
+        reason: FinishReason = "stop" if sequence.text.stopped or finish is None else finish
+        return Delta(sequence.id, text, reason, Usage(len(sequence.prompt), sequence.completion))
+
+    def _leave(self, number: int) -> None:
+        self._leaving.append(number)
+        self._release(self._running.pop(number))
+
+    def _release(self, sequence: Sequence) -> None:
+        if sequence.adapter is not None:
+            self.slots.release(sequence.adapter.identity)
+
+    def abandon(self) -> list[int]:
+        """Let go of all that runs and of all slots, after a step that failed halfway. Returns who that was."""
+        abandoned = list(self._running)
+        self._running.clear()
+        self._leaving.clear()
+        self.slots.clear()
+        return abandoned

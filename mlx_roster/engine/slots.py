@@ -1,0 +1,64 @@
+"""Which adapter lies in which slot of the bank. No mlx."""
+
+from __future__ import annotations
+
+from cachetools import LRUCache
+
+
+class Slots:
+    """Slots 1 to `count`, each free, idle (an adapter no sequence uses) or leased (by so many sequences).
+
+    A leased slot is never given to another adapter; of the idle ones, the least recently used is.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._idle: LRUCache[str, int] = LRUCache(maxsize=max(count, 1))
+        self._leased: dict[str, tuple[int, int]] = {}
+        self.clear()
+
+    def __repr__(self) -> str:
+        leased = dict(self._leased.values())
+        return f"<Slots: {len(self._free)} free, idle {sorted(self._idle.values())}, leased {leased}>"
+
+    def __contains__(self, identity: object) -> bool:
+        return identity in self._leased or identity in self._idle
+
+    def lease(self, identity: str) -> int | None:
+        """A slot for one more sequence with this adapter, or None where all are leased to others.
+
+        Where the adapter was not in `self` before, it must now be put into the slot.
+        """
+        if identity in self._leased:
+            slot, users = self._leased[identity]
+            self._leased[identity] = slot, users + 1
+            return slot
+        if identity in self._idle:
+            slot = self._idle.pop(identity)
+        elif self._free:
+            slot = self._free.pop()
+        elif self._idle:
+            _, slot = self._idle.popitem()
+        else:
+            return None
+        self._leased[identity] = slot, 1
+        return slot
+
+    def release(self, identity: str) -> None:
+        """One sequence is done with this adapter."""
+        slot, users = self._leased.pop(identity)
+        if users > 1:
+            self._leased[identity] = slot, users - 1
+        else:
+            self._idle[identity] = slot
+
+    def forget(self, identity: str) -> None:
+        """The adapter was not put into the slot leased for it: the slot is free, whoever leased it."""
+        slot, _ = self._leased.pop(identity)
+        self._free.append(slot)
+
+    def clear(self) -> None:
+        """Every slot is free: what lies in the bank is not known."""
+        self._free = list(range(self._count, 0, -1))
+        self._idle.clear()
+        self._leased.clear()

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from mlx_roster.config.load import load
+from mlx_roster.config.schema import json_schema
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = [*sorted((ROOT / "examples").glob("*.yaml")), ROOT / "mlx_roster/demo/roster.yaml"]
+
+validator = jsonschema.Draft202012Validator(json_schema())
+
+
+def test_the_schema_in_the_repo_is_the_models_own(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.warns(RuntimeWarning, match="found in sys.modules"):
+        runpy.run_module("mlx_roster.config.schema", run_name="__main__")
+    written = (ROOT / "docs/roster.schema.json").read_text()
+    assert written == capsys.readouterr().out, "python -m mlx_roster.config.schema > docs/roster.schema.json"
+    assert json.loads(written) == json_schema()
+
+
+def test_the_schema_is_a_schema() -> None:
+    jsonschema.Draft202012Validator.check_schema(json_schema())
+
+
+def test_every_key_says_what_it_is_for() -> None:
+    schema = json_schema()
+    for model in (schema, *schema["$defs"].values()):
+        for key, value in model.get("properties", {}).items():
+            assert value.get("description"), f"{model['title']}.{key}"
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
+def test_every_example_validates(example: Path) -> None:
+    validator.validate(yaml.safe_load(example.read_text()))
+    load(example)
+
+
+def test_there_are_examples() -> None:
+    assert {path.name for path in EXAMPLES} >= {"minimal.yaml", "team.yaml", "roster.yaml"}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"server": {"port": "${PORT:-8080}", "strict_fields": "${STRICT}", "request_limit": "${LIMIT}"}},
+        {"memory": {"budget": "48GiB", "headroom": "12.5%"}},
+        {"memory": {"budget": 4096}},
+        {"memory": {"budget": "${BUDGET}"}},
+        {"default_model": "${MODEL}"},
+        {"models": {"a": {"source": "./a", "aliases": ["${ALIAS}"], "adapters": {"x": "./x", "y": {"source": "./y"}}}}},
+    ],
+)
+def test_what_the_schema_takes(more: dict[str, Any]) -> None:
+    validator.validate({"models": {"a": {"source": "./a"}}, **more})
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"sever": {}},
+        {"server": {"port": 70000}},
+        {"server": {"port": "80"}},
+        {"server": {"strict_fields": "yes"}},
+        {"server": {"request_limit": "8M"}},
+        {"memory": {"budget": "75"}},
+        {"memory": {"headroom": 0.1}},
+        {"defaults": {"top_p": 0}},
+        {"models": {}},
+        {"models": {"a:b": {"source": "./a"}}},
+        {"models": {"a": {}}},
+        {"models": {"a": {"source": "./a", "max_adaptors": 1}}},
+        {"models": {"a": {"source": "./a", "aliases": "b"}}},
+        {"models": {"a": {"source": "./a", "adapters": {"b c": "./x"}}}},
+    ],
+)
+def test_what_the_schema_refuses(more: dict[str, Any]) -> None:
+    assert not validator.is_valid({"models": {"a": {"source": "./a"}}, **more})

@@ -1,0 +1,277 @@
+"""Every field is applied or refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mlx_roster.config import Defaults
+from mlx_roster.core import Sampling, Text, Tokens
+from mlx_roster.errors import InvalidRequest, UnsupportedContent, UnsupportedParameter
+from mlx_roster.server.openai.fields import INERT, UNSERVED
+from mlx_roster.server.openai.parse import parse
+from mlx_roster.server.openai.schema import ChatRequest, TextRequest
+
+USER = {"role": "user", "content": "hi"}
+BIG = 2**31
+
+
+def chat(**fields: Any) -> tuple[ChatRequest, list[str]]:
+    return parse(ChatRequest, {"messages": [USER], **fields}, strict_fields=False)
+
+
+def text(prompt: Any = "hi", **fields: Any) -> TextRequest:
+    return parse(TextRequest, {"prompt": prompt, **fields}, strict_fields=False)[0]
+
+
+def template(*messages: dict[str, Any]) -> list[dict[str, Any]]:
+    return chat(messages=list(messages))[0].prompts()[0].messages
+
+
+# Each field: values that are not its type, values out of range, values that are fine.
+NOT_INTEGERS = ["5", 5.0, 5.5, True, [], {}]
+NOT_NUMBERS = ["5", True, [], {}, float("nan"), float("inf")]
+NOT_STRINGS = [5, True, [], {}]
+NOT_BOOLEANS = [0, 1, "true", [], {}]
+FIELDS: dict[str, tuple[list[Any], list[Any], list[Any]]] = {
+    "model": (NOT_STRINGS, [], ["", "x"]),
+    "adapters": (NOT_STRINGS, [], ["x"]),
+    "max_tokens": (NOT_INTEGERS, [0, -1, BIG], [1, BIG - 1]),
+    "max_completion_tokens": (NOT_INTEGERS, [0, -1, BIG], [1, BIG - 1]),
+    "temperature": (NOT_NUMBERS, [-0.1, 10**400], [0, 0.0, 1, 2.5]),
+    "top_p": (NOT_NUMBERS, [0, -1, 1.01], [0.01, 1, 1.0]),
+    "top_k": (NOT_INTEGERS, [-1, BIG], [0, 1]),
+    "min_p": (NOT_NUMBERS, [-0.1, 1.1], [0, 1, 0.5]),
+    "seed": (NOT_INTEGERS, [2**63, -(2**63) - 1], [0, -1, 2**63 - 1, -(2**63)]),
+    "stop": ([5, True, {}], ["", ["x"] * 1025], ["x", [], ["x", "\n"]]),
+    "stream": (NOT_BOOLEANS, [], [True, False]),
+}
+
+
+@pytest.mark.parametrize("schema", [ChatRequest, TextRequest])
+@pytest.mark.parametrize(("name", "value"), [(n, v) for n, (bad, wide, _) in FIELDS.items() for v in bad + wide])
+def test_wrong_values_are_refused_by_name(schema: type[ChatRequest | TextRequest], name: str, value: Any) -> None:
+    required = {"messages": [USER]} if schema is ChatRequest else {"prompt": "hi"}
+    with pytest.raises(InvalidRequest) as caught:
+        parse(schema, {**required, name: value}, strict_fields=False)
+    assert caught.value.param == name
+    assert caught.value.message.startswith(f"{name} must ")
+
+
+@pytest.mark.parametrize(("name", "value"), [(n, v) for n, (_, _, good) in FIELDS.items() for v in good])
+def test_right_values_are_kept(name: str, value: Any) -> None:
+    assert getattr(chat(**{name: value})[0], name) == value
+    assert getattr(text(**{name: value}), name) == value
+
+
+@pytest.mark.parametrize("name", [*FIELDS, *UNSERVED, *INERT, "stream_options"])
+def test_null_is_the_same_as_leaving_a_field_out(name: str) -> None:
+    assert chat(**{name: None}) == chat()
+
+
+@pytest.mark.parametrize("name", sorted(INERT))
+def test_inert_fields_are_accepted(name: str) -> None:
+    assert chat(**{name: "whatever"}) == chat()
+
+
+@pytest.mark.parametrize(("name", "value"), [(n, v) for n, trivial in UNSERVED.items() for v in trivial])
+def test_what_asks_for_nothing_is_accepted(name: str, value: Any) -> None:
+    assert chat(**{name: value}) == chat()
+    assert text(**{name: value}) == text()
+
+
+@pytest.mark.parametrize("name", UNSERVED)
+@pytest.mark.parametrize("value", ["something", 7, {"a": 1}])
+def test_what_is_not_served_yet_is_refused_by_name(name: str, value: Any) -> None:
+    with pytest.raises(UnsupportedParameter) as caught:
+        chat(**{name: value})
+    assert caught.value.param == name
+
+
+@pytest.mark.parametrize(("name", "value"), [("n", True), ("logprobs", 0), ("presence_penalty", False)])
+def test_true_is_not_one(name: str, value: Any) -> None:
+    with pytest.raises(UnsupportedParameter):
+        chat(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("sent", "meant"),
+    [
+        ("adapter", "adapters"),
+        ("max_token", "max_tokens"),
+        ("max_new_tokens", "max_tokens"),
+        ("temprature", "temperature"),
+        ("Temperature", "temperature"),
+        ("repeat_penalty", "repetition_penalty"),
+        ("stops", "stop"),
+    ],
+)
+def test_a_near_miss_is_refused_with_a_suggestion(sent: str, meant: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"did you mean {meant}\\?") as caught:
+        chat(**{sent: 1})
+    assert caught.value.param == sent
+
+
+def test_unknown_fields_are_named_and_refused_only_where_that_is_asked_for() -> None:
+    body = {"messages": [USER], "guided_json": {}, "mirostat": 2}
+    assert parse(ChatRequest, body, strict_fields=False)[1] == ["guided_json", "mirostat"]
+    with pytest.raises(InvalidRequest, match="guided_json,mirostat") as caught:
+        parse(ChatRequest, body, strict_fields=True)
+    assert caught.value.param == "guided_json"
+
+
+def test_a_flood_of_unknown_fields_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="more than 32 unknown fields"):
+        chat(**{f"zz{number}": 1 for number in range(10_000)})
+
+
+def test_another_routes_field_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="prompt is not a field of this route"):
+        chat(prompt="x")
+    with pytest.raises(InvalidRequest, match="messages is not a field of this route"):
+        text(messages=[USER])
+
+
+@pytest.mark.parametrize(
+    ("messages", "param"),
+    [
+        (None, "messages"),
+        ([], "messages"),
+        ("hi", "messages"),
+        ({}, "messages"),
+        (["hi"], "messages[0]"),
+        ([USER, {}], "messages[1].role"),
+        ([{"role": None}], "messages[0].role"),
+        ([{"role": "wizard"}], "messages[0].role"),
+        ([{"role": "user", "content": 5}], "messages[0].content"),
+        ([{"role": "user", "content": {}}], "messages[0].content"),
+        ([{"role": "user", "content": []}], "messages[0].content"),
+        ([{"role": "user", "content": ["hi"]}], "messages[0].content[0]"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content[0].text"),
+        ([{"role": "user", "content": [{"text": "x"}]}], "messages[0].content[0].type"),
+        ([{"role": "user", "content": "x", "name": 5}], "messages[0].name"),
+        ([{"role": "assistant", "tool_calls": {}}], "messages[0].tool_calls"),
+        ([{"role": "assistant", "tool_calls": [{}]}], "messages[0].tool_calls[0].function"),
+        ([{"role": "assistant", "tool_calls": [{"function": {}}]}], "messages[0].tool_calls[0].function.name"),
+        ([{"role": "tool", "content": "x", "tool_call_id": 5}], "messages[0].tool_call_id"),
+        ([{"role": "user", "content": "x", "extra": 2**64}], "messages[0]"),
+    ],
+)
+def test_wrong_messages_are_refused_by_their_path(messages: Any, param: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        chat(messages=messages)
+    assert caught.value.param == param
+
+
+def test_what_goes_to_a_template_has_a_bottom() -> None:
+    deep: dict[str, Any] = {}
+    for _ in range(900):
+        deep = {"x": deep}
+    for message in (
+        {"role": "user", "content": "x", "extra": deep},
+        {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": deep}}]},
+    ):
+        with pytest.raises(InvalidRequest, match="nested too deeply"):
+            chat(messages=[message])
+
+
+@pytest.mark.parametrize("kind", ["image_url", "input_audio", "file", "video"])
+def test_parts_that_are_not_text_are_unsupported_content(kind: str) -> None:
+    parts = [{"type": "text", "text": "what is this?"}, {"type": kind, kind: {"url": "http://example.org/"}}]
+    with pytest.raises(UnsupportedContent) as caught:
+        chat(messages=[USER, {"role": "user", "content": parts}])
+    assert caught.value.param == "messages[1].content[1].type"
+
+
+def test_messages_reach_the_template_as_it_knows_them() -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": {"x": None}}}
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b", "cache_control": {}}]
+    assert template(
+        {"role": "developer", "content": "be brief"},
+        {"role": "user", "content": parts, "name": None},
+        {"role": "assistant", "content": None, "tool_calls": [call], "refusal": None, "reasoning_content": "hm"},
+        {"role": "tool", "content": "3", "tool_call_id": "c1"},
+        {"role": "assistant", "content": None, "tool_calls": []},
+        {"role": "user"},
+    ) == [
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": "ab"},
+        {"role": "assistant", "content": None, "tool_calls": [call], "reasoning_content": "hm"},
+        {"role": "tool", "content": "3", "tool_call_id": "c1"},
+        {"role": "assistant", "content": ""},
+        {"role": "user", "content": ""},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "meant"),
+    [
+        ("", [Text("")]),
+        ("hi", [Text("hi")]),
+        (["a", ""], [Text("a"), Text("")]),
+        ([1, 0], [Tokens([1, 0])]),
+        ([[1], [2, 3]], [Tokens([1]), Tokens([2, 3])]),
+    ],
+)
+def test_prompts_of_every_form(prompt: Any, meant: list[Text | Tokens]) -> None:
+    assert text(prompt).prompts() == meant
+
+
+@pytest.mark.parametrize(
+    ("prompt", "param"),
+    [
+        (None, "prompt"),
+        (5, "prompt"),
+        ({}, "prompt"),
+        ([], "prompt"),
+        ([[]], "prompt[0]"),
+        ([None], "prompt[0]"),
+        ([True], "prompt[0]"),
+        ([1.0], "prompt[0]"),
+        ([-1], "prompt[0]"),
+        ([BIG], "prompt[0]"),
+        ([1, "a"], "prompt[1]"),
+        (["a", 1], "prompt[1]"),
+        ([[1], "a"], "prompt[1]"),
+        ([[1], [2, "a"]], "prompt[1][1]"),
+        (["a"] * 129, "prompt"),
+        ([[1]] * 129, "prompt"),
+    ],
+)
+def test_wrong_prompts_are_refused_by_their_path(prompt: Any, param: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        text(prompt)
+    assert caught.value.param == param
+
+
+def test_stream_options_need_a_stream() -> None:
+    for fields in ({}, {"stream": False}, {"stream": None}):
+        with pytest.raises(InvalidRequest, match="stream") as caught:
+            chat(stream_options={"include_usage": True}, **fields)
+        assert caught.value.param == "stream_options"
+    assert chat(stream_options={"include_usage": True}, stream=True)[0].include_usage
+    assert not chat(stream_options={"include_usage": None}, stream=True)[0].include_usage
+    with pytest.raises(InvalidRequest) as caught:
+        chat(stream_options={"include_usages": True}, stream=True)
+    assert caught.value.param == "stream_options.include_usages"
+
+
+def test_both_names_of_the_token_limit() -> None:
+    def limit(**fields: int) -> int:
+        return chat(**fields)[0].generations(Defaults(max_tokens=9))[0].max_tokens
+
+    assert limit() == 9
+    assert limit(max_tokens=5) == limit(max_completion_tokens=5) == limit(max_tokens=5, max_completion_tokens=5) == 5
+    with pytest.raises(InvalidRequest) as caught:
+        limit(max_tokens=5, max_completion_tokens=6)
+    assert caught.value.param == "max_completion_tokens"
+
+
+def test_defaults_come_after_the_request_and_before_the_built_in_ones() -> None:
+    defaults = Defaults(temperature=0.3, top_k=5)
+    [generation] = text(top_k=0, seed=3, stop="x").generations(defaults)
+    assert generation.sampling == Sampling(temperature=0.3, top_p=1.0, top_k=0, min_p=0.0, seed=3)
+    assert generation.max_tokens == 100
+    assert generation.stop == ("x",)
+    assert text(temperature=0).generations(defaults)[0].sampling.temperature == 0

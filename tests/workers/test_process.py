@@ -1,0 +1,193 @@
+"""Worker processes for real: started, loaded, asked, cancelled, stopped and killed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from mlx_roster.core import Generation, ModelSource, Sampling, Text, Tokens
+from mlx_roster.errors import InvalidRequest, LoadFailed, WorkerCrashed
+from mlx_roster.workers.process import ProcessWorker
+from mlx_roster.workers.spawner import Spawner
+from tests.toys import babbler
+
+GREEDY = Sampling(temperature=0)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
+    folder = babbler(tmp_path_factory.mktemp("models") / "babbler")
+    return ModelSource(name="babbler", path=str(folder), memory=2**30)
+
+
+def say(words: str, tokens: int) -> Generation:
+    return Generation(Text(words), max_tokens=tokens, sampling=GREEDY)
+
+
+def ignore(*_: object) -> None:
+    """Progress and deaths that a test does not look at."""
+
+
+def run(test: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(test)
+
+
+@asynccontextmanager
+async def loaded(model: ModelSource) -> AsyncIterator[ProcessWorker]:
+    async with Spawner(keep_spare=False) as spawner:
+        worker = await spawner.load(model, ignore, ignore)
+        try:
+            yield worker
+        finally:
+            await worker.stop()
+
+
+def test_a_worker_loads_reports_streams_and_leaves_nothing(model: ModelSource) -> None:
+    async def test() -> None:
+        progress: list[tuple[int, int]] = []
+        async with Spawner() as spawner:
+            device = await spawner.device()
+            assert device.memory == psutil.virtual_memory().total
+            worker = await spawner.load(model, lambda done, total: progress.append((done, total)), ignore)
+            assert progress[0][0] == 0
+            assert progress[-1][0] == progress[-1][1] > 0
+            assert worker.measured.active >= progress[-1][1]
+            assert worker.capabilities.context == 32768
+            stream = worker.submit(say("What is", 20))
+            deltas = [delta async for delta in stream]
+            assert [delta.finish for delta in deltas] == [None] * (len(deltas) - 1) + ["length"]
+            usage = deltas[-1].usage
+            assert usage is not None
+            assert usage.completion == 20
+            await worker.stop()
+            assert not psutil.pid_exists(worker.pid)
+        assert not psutil.Process().children()
+
+    run(test())
+
+
+def test_cancel_ends_a_sequence_and_the_others_go_on(model: ModelSource) -> None:
+    async def test() -> None:
+        async with loaded(model) as worker:
+            alone = "".join([delta.text async for delta in worker.submit(say("What is", 300))])
+            endless, other = worker.submit(say("Tell me", 30_000)), worker.submit(say("What is", 300))
+            await anext(aiter(endless))
+            endless.cancel()
+            endless.cancel()
+            assert "".join([delta.text async for delta in other]) == alone
+            endless.waiting()
+            assert [delta async for delta in endless] == []
+
+    run(test())
+
+
+def test_a_refused_sequence_raises_the_error_itself(model: ModelSource) -> None:
+    async def test() -> None:
+        async with loaded(model) as worker:
+            stream = worker.submit(Generation(Tokens([999_999]), max_tokens=5))
+            with pytest.raises(InvalidRequest) as caught:
+                await anext(stream)
+            assert caught.value.param == "prompt"
+
+    run(test())
+
+
+def test_death_is_seen_at_once_by_every_stream_and_by_the_owner(model: ModelSource) -> None:
+    async def test() -> None:
+        died = asyncio.Event()
+        async with Spawner(keep_spare=False) as spawner:
+            worker = await spawner.load(model, ignore, died.set)
+            streams = [worker.submit(say("What is", 30_000)) for _ in range(3)]
+            await anext(streams[0])
+            os.kill(worker.pid, signal.SIGKILL)
+            for stream in streams:
+                with pytest.raises(WorkerCrashed):
+                    async for _ in stream:
+                        pass
+            await died.wait()
+            with pytest.raises(WorkerCrashed):
+                await anext(worker.submit(say("What is", 3)))
+            await worker.kill()
+
+    run(test())
+
+
+def test_a_model_that_cannot_be_loaded_says_why_without_a_path(tmp_path: Path) -> None:
+    async def test() -> None:
+        folder = babbler(tmp_path / "broken")
+        weights = folder / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:1000])
+        async with Spawner() as spawner:
+            with pytest.raises(LoadFailed) as caught:
+                await spawner.load(ModelSource("broken", str(folder), memory=2**30), ignore, ignore)
+            assert "broken" in caught.value.message
+            assert str(tmp_path) not in caught.value.message
+
+    run(test())
+
+
+def test_crash_during_load_fails_its_waiters(model: ModelSource) -> None:
+    async def test() -> None:
+        async with Spawner(keep_spare=False) as spawner:
+            await spawner.device()
+            (spare,) = psutil.Process().children()
+
+            def kill(done: int, total: int) -> None:
+                os.kill(spare.pid, signal.SIGKILL)
+
+            with pytest.raises(WorkerCrashed):
+                await spawner.load(model, kill, ignore)
+
+    run(test())
+
+
+def test_a_cancelled_load_leaves_no_process(model: ModelSource) -> None:
+    async def test() -> None:
+        async with Spawner(keep_spare=False) as spawner:
+            await spawner.device()
+            begun = asyncio.Event()
+            load = asyncio.create_task(spawner.load(model, lambda *_: begun.set(), ignore))
+            await begun.wait()
+            load.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await load
+            assert not psutil.Process().children()
+
+    run(test())
+
+
+def test_a_spare_that_died_is_replaced(model: ModelSource) -> None:
+    async def test() -> None:
+        async with Spawner(keep_spare=False) as spawner:
+            await spawner.device()
+            (spare,) = psutil.Process().children()
+            spare.kill()
+            while spare.is_running() and spare.status() != psutil.STATUS_ZOMBIE:
+                await asyncio.sleep(0)
+            worker = await spawner.load(model, ignore, ignore)
+            assert worker.pid != spare.pid
+            await worker.stop()
+
+    run(test())
+
+
+def test_n_load_unload_cycles_return_to_baseline(model: ModelSource) -> None:
+    async def test() -> None:
+        me = psutil.Process()
+        async with Spawner(keep_spare=False) as spawner:
+            await (await spawner.load(model, ignore, ignore)).stop()
+            files, children = me.num_fds(), len(me.children())
+            for _ in range(3):
+                worker = await spawner.load(model, ignore, ignore)
+                await worker.stop()
+            assert (me.num_fds(), len(me.children())) == (files, children)
+
+    run(test())
