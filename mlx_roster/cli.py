@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
+from rich.console import Console
 
 from mlx_roster import __version__
 from mlx_roster.config import Roster
@@ -21,8 +22,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Host = Annotated[str | None, typer.Option(help="Address to listen on. Wins over HOST, which wins over the roster.", show_default=False)]
-Port = Annotated[int | None, typer.Option(help="Port to listen on, 0 for any that is free. Wins over PORT.", show_default=False)]
+Host = Annotated[
+    str | None,
+    typer.Option(help="Address to listen on. Wins over HOST, which wins over the roster.", show_default=False),
+]
+Port = Annotated[
+    int | None, typer.Option(help="Port to listen on, 0 for any that is free. Wins over PORT.", show_default=False)
+]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log what the workers write, too.")]
 
 
@@ -74,8 +80,11 @@ def check(
         report = checks.check(load(roster))
     except ConfigError as error:
         _fail(error, 2)
-    typer.echo(report.to_json()) if json else checks.render(report)
-    raise typer.Exit(0 if report.ok else 1)
+    if json:
+        typer.echo(report.to_json())
+    else:
+        checks.render(report, Console())
+    raise typer.Exit(report.exit_code)
 
 
 def _run(roster: Roster, host: str | None, port: int | None, verbose: bool) -> None:

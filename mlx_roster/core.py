@@ -6,7 +6,7 @@ What a worker and the server say to each other is made of these (`workers/wire.p
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import msgspec
 
@@ -137,3 +137,16 @@ class Capabilities(msgspec.Struct, frozen=True):
     context: int | None
     chat: bool
     adapters: bool
+
+
+class Owner(Protocol):
+    """Who hears what becomes of a worker. Called on the event loop, between two awaits of anybody's."""
+
+    def on_progress(self, done: int, total: int) -> None:
+        """A load goes on: `done` of `total` bytes are in memory."""
+
+    def on_report(self, measured: Measured) -> None:
+        """A loaded worker has gone idle, and holds this much now."""
+
+    def on_death(self) -> None:
+        """A loaded worker is lost, without `stop` having been called. Said once."""

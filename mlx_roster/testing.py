@@ -9,9 +9,8 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from mlx_roster.config import ModelEntry
-from mlx_roster.core import Capabilities, Delta, Generation, Located, Measured, ModelSource, Usage
+from mlx_roster.core import Capabilities, Delta, Generation, Located, Measured, ModelSource, Owner, Usage
 from mlx_roster.errors import RosterError, WorkerCrashed
-from mlx_roster.registry.ports import OnProgress
 from mlx_roster.workers.stream import SequenceStream
 
 #: What a fake model says to a request, piece by piece.
@@ -26,13 +25,13 @@ def hello(_: Generation) -> Sequence[str]:
 class FakeWorker:
     """A loaded model that says what its script says, one piece per turn of the event loop."""
 
-    def __init__(self, source: ModelSource, parent: FakeWorkers, on_death: Callable[[], None]) -> None:
+    def __init__(self, source: ModelSource, parent: FakeWorkers, owner: Owner) -> None:
         self.source = source
         self.measured = Measured(active=parent.sizes.get(source.name, 1))
         self.capabilities = Capabilities(vocabulary=512, context=source.max_context, chat=True, adapters=True)
         self.running: dict[int, SequenceStream] = {}
         self._parent = parent
-        self._on_death = on_death
+        self._owner = owner
         self._sequences = 0
         self._tasks: dict[int, asyncio.Task[None]] = {}
 
@@ -50,6 +49,11 @@ class FakeWorker:
         assert not self.running, f"{self.source.name} was stopped while {len(self.running)} sequences ran on it"
         await self._parent.gate(f"stop {self.source.name}").wait()
 
+    def report(self, active: int) -> None:
+        """The worker says that it holds so many bytes now."""
+        self.measured = Measured(active=active)
+        self._owner.on_report(self.measured)
+
     def die(self) -> None:
         """The worker is lost: its streams fail and its owner is told."""
         self._parent.note(f"die {self.source.name}")
@@ -58,7 +62,7 @@ class FakeWorker:
         running, self.running = self.running, {}
         for stream in running.values():
             stream.fail(WorkerCrashed(f"the worker of {self.source.name} died"))
-        self._on_death()
+        self._owner.on_death()
 
     async def _say(self, sequence: int, stream: SequenceStream, generation: Generation) -> None:
         pieces = self._parent.script(generation)
@@ -118,7 +122,7 @@ class FakeWorkers:
             self._noted.clear()
             await self._noted.wait()
 
-    async def load(self, source: ModelSource, on_progress: OnProgress, on_death: Callable[[], None]) -> FakeWorker:
+    async def load(self, source: ModelSource, owner: Owner) -> FakeWorker:
         self.note(f"load {source.name}")
         try:
             await self.gate(f"load {source.name}").wait()
@@ -127,8 +131,8 @@ class FakeWorkers:
             raise
         if self.failures.get(source.name):
             raise self.failures[source.name].pop(0)
-        on_progress(1, 1)
-        worker = self.workers[source.name] = FakeWorker(source, self, on_death)
+        owner.on_progress(1, 1)
+        worker = self.workers[source.name] = FakeWorker(source, self, owner)
         return worker
 
 

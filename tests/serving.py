@@ -52,7 +52,8 @@ class Server:
                 PATIENCE,
             )
             seen = matches()
-            assert found and len(seen) >= times, f"{pattern!r} was not logged:\n" + "\n".join(self.lines)
+            assert found, f"{pattern!r} was not logged in {PATIENCE} s:\n" + "\n".join(self.lines)
+            assert len(seen) >= times, f"{pattern!r} was not logged:\n" + "\n".join(self.lines)
             match = seen[times - 1]
             return match[match.re.groups]
 

@@ -216,7 +216,8 @@ class Roster(_Settings):
 def names_folder(source: str, base: Path) -> bool:
     """Whether `source` means a folder, there or not, rather than a Hub repo."""
     looks_local = source in (".", "..") or source.startswith(("./", "../", "/", "~"))
-    return looks_local or os.path.isdir(base / source)
+    # Nothing at all would be `base` itself.
+    return looks_local or (source != "" and os.path.isdir(base / source))
 
 
 def _absolute(source: str, base: Path) -> Path:

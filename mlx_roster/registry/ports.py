@@ -5,14 +5,11 @@ Nothing here says that a worker is one process, or a process at all.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Protocol
 
 from mlx_roster.config import ModelEntry
-from mlx_roster.core import Capabilities, Delta, Generation, Located, Measured, ModelSource
-
-#: Called with (bytes loaded, bytes in all) while a load goes on.
-OnProgress = Callable[[int, int], None]
+from mlx_roster.core import Capabilities, Delta, Generation, Located, Measured, ModelSource, Owner
 
 
 class Stream(Protocol):
@@ -50,11 +47,11 @@ class Worker(Protocol):
 class Workers(Protocol):
     """Where workers come from."""
 
-    async def load(self, source: ModelSource, on_progress: OnProgress, on_death: Callable[[], None]) -> Worker:
+    async def load(self, source: ModelSource, owner: Owner) -> Worker:
         """A worker with `source` loaded. Raises LoadFailed (LoadOutOfMemory) or WorkerCrashed.
 
-        Cancelling the call ends the load and gives back what it took. After it has returned, `on_death` is called
-        once if the worker is lost without `stop` having been called.
+        Cancelling the call ends the load and gives back what it took. `owner` hears of the worker's death only after
+        this has returned.
         """
 
 

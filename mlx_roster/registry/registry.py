@@ -11,16 +11,14 @@ import itertools
 import logging
 import time
 import warnings
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from functools import partial
 from typing import Self
 
 import msgspec
 
 from mlx_roster.config import Defaults, Roster, format_bytes
-from mlx_roster.core import AdapterSource, Generation, Located, ModelSource, Ref
+from mlx_roster.core import AdapterSource, Generation, Located, Measured, ModelSource, Ref
 from mlx_roster.errors import Draining, LoadFailed, LoadOutOfMemory, ModelNotFound, RosterError, WorkerCrashed
 from mlx_roster.registry import events
 from mlx_roster.registry.catalog import Catalog
@@ -31,16 +29,30 @@ from mlx_roster.registry.state import Residency, State
 logger = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
 class Holding:
-    """A Resident's side of the world: the job that loads it, then the worker that holds it."""
+    """A Resident's side of the world: the job that loads it, then the worker that holds it, whose owner it is."""
 
-    model: str
-    load: asyncio.Task[None] | None = None
-    worker: Worker | None = None
-    started: float = 0.0
-    loaded: float | None = None
-    progress: tuple[int, int] = (0, 0)
+    def __init__(self, model: str, serial: int, feed: Callable[[events.Event], None]) -> None:
+        self.model = model
+        self.serial = serial
+        self.load: asyncio.Task[None] | None = None
+        self.worker: Worker | None = None
+        self.started = _now()
+        self.loaded: float | None = None
+        self.progress = (0, 0)
+        self._feed = feed
+
+    # ports.Owner
+
+    def on_progress(self, done: int, total: int) -> None:
+        self.progress = (done, total)
+
+    def on_report(self, measured: Measured) -> None:
+        self._feed(events.Reported(_now(), self.serial, measured.active))
+
+    def on_death(self) -> None:
+        logger.error("the worker of %s died", self.model)
+        self._feed(events.Died(_now(), self.serial))
 
 
 class Lease:
@@ -193,6 +205,8 @@ class Registry:
 
     def _feed(self, event: events.Event) -> None:
         """Hand one event to the state and perform what comes out."""
+        if isinstance(event, events.LoadFailed | events.Died | events.Unloaded):
+            self._holdings.pop(event.serial, None)
         for action in self._state.handle(event):
             self._perform(action)
 
@@ -207,8 +221,8 @@ class Registry:
                     self._waiting[ticket].set_exception(error)
             case events.StartLoad(model, serial, share):
                 logger.info("loading %s, %s", model, format_bytes(share))
-                self._holdings[serial] = Holding(model, started=_now())
-                self._holdings[serial].load = self._job(self._load(serial, self._source(model, share)))
+                holding = self._holdings[serial] = Holding(model, serial, self._feed)
+                holding.load = self._job(self._load(holding, self._source(model, share)))
             case events.CancelLoad(serial):
                 logger.info("nobody waits for %s any more", self._holdings[serial].model)
                 load = self._holdings[serial].load
@@ -235,20 +249,18 @@ class Registry:
         task.add_done_callback(self._jobs.discard)
         return task
 
-    async def _load(self, serial: int, source: ModelSource) -> None:
+    async def _load(self, holding: Holding, source: ModelSource) -> None:
         """A load job: ends in exactly one of Loaded, LoadFailed and, when cancelled, Unloaded."""
-        holding = self._holdings[serial]
+        serial = holding.serial
         try:
-            worker = await self._workers.load(
-                source, partial(self._on_progress, holding), partial(self._on_death, serial)
-            )
+            worker = await self._workers.load(source, holding)
         except asyncio.CancelledError:
-            self._drop(serial, events.Unloaded(_now(), serial))
+            self._feed(events.Unloaded(_now(), serial))
             raise
         except RosterError as error:
             logger.warning("loading %s failed: %s", source.name, error)
             self._load_failed(serial, source.name, error)
-        except Exception:  # noqa: BLE001  the process boundary: those who wait must hear of any failure
+        except Exception:
             logger.exception("loading %s failed", source.name)
             self._load_failed(serial, source.name, LoadFailed(f"{source.name} could not be loaded"))
         else:
@@ -262,24 +274,13 @@ class Registry:
         if not oom:
             # The files may have changed under us: look at them again next time.
             self._located.pop(model, None)
-        self._drop(serial, events.LoadFailed(_now(), serial, error, out_of_memory=oom))
+        self._feed(events.LoadFailed(_now(), serial, error, out_of_memory=oom))
 
     async def _unload(self, serial: int) -> None:
         worker = self._holdings[serial].worker
         assert worker is not None
         await worker.stop()
-        self._drop(serial, events.Unloaded(_now(), serial))
-
-    def _on_progress(self, holding: Holding, done: int, total: int) -> None:
-        holding.progress = (done, total)
-
-    def _on_death(self, serial: int) -> None:
-        logger.error("the worker of %s died", self._holdings[serial].model)
-        self._drop(serial, events.Died(_now(), serial))
-
-    def _drop(self, serial: int, event: events.Event) -> None:
-        del self._holdings[serial]
-        self._feed(event)
+        self._feed(events.Unloaded(_now(), serial))
 
 
 def _now() -> float:

@@ -17,7 +17,6 @@ from enum import Enum
 
 from mlx_roster.config import format_bytes
 from mlx_roster.errors import ModelTooLarge, RosterError
-from mlx_roster.registry.eviction import Candidate, victims
 from mlx_roster.registry.events import (
     Acquire,
     Action,
@@ -34,6 +33,7 @@ from mlx_roster.registry.events import (
     Unload,
     Unloaded,
 )
+from mlx_roster.registry.eviction import Candidate, victims
 
 
 class State(Enum):

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import socket
 import sys
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import cast
 
 from mlx_roster import errors
-from mlx_roster.core import Capabilities, Device, Generation, Measured, ModelSource
+from mlx_roster.core import Capabilities, Device, Generation, Measured, ModelSource, Owner
 from mlx_roster.errors import InternalError, LoadFailed, LoadOutOfMemory, RosterError, WorkerCrashed
 from mlx_roster.workers import wire
 from mlx_roster.workers.stream import SequenceStream
@@ -46,8 +45,8 @@ class ProcessWorker(asyncio.Protocol):
         self._greeted: asyncio.Future[Device] = loop.create_future()
         self._ready: asyncio.Future[None] = loop.create_future()
         self._lost = asyncio.Event()
-        self._on_progress: Callable[[int, int], None] | None = None
-        self._on_death: Callable[[], None] | None = None
+        self._owner: Owner | None = None
+        self._serving = False  # loaded, and neither stopped nor lost: the owner is to hear of its death
         self._last_words: deque[str] = deque(maxlen=20)
         self._listener = loop.create_task(self._listen())
 
@@ -95,12 +94,10 @@ class ProcessWorker(asyncio.Protocol):
         """Wait until the worker has imported mlx. Raises WorkerCrashed."""
         return await asyncio.shield(self._greeted)
 
-    async def load(
-        self, source: ModelSource, on_progress: Callable[[int, int], None], on_death: Callable[[], None]
-    ) -> None:
+    async def load(self, source: ModelSource, owner: Owner) -> None:
         """See `registry.ports.Workers.load`, which this does for one process. To be called once."""
         self._name = source.name
-        self._on_progress = on_progress
+        self._owner = owner
         try:
             await self.greeting()
             logger.debug("worker %d takes %s", self.pid, source.name)
@@ -112,7 +109,7 @@ class ProcessWorker(asyncio.Protocol):
             # Also a cancelled load: killing the process is what ends it at once and gives its memory back.
             await self.kill()
             raise
-        self._on_death = on_death
+        self._serving = True
 
     def submit(self, generation: Generation) -> SequenceStream:
         self._sequences += 1
@@ -126,7 +123,7 @@ class ProcessWorker(asyncio.Protocol):
         return stream
 
     async def stop(self) -> None:
-        self._on_death = None
+        self._serving = False
         self._send(wire.Stop())
         try:
             async with asyncio.timeout(STOP_GRACE):
@@ -137,7 +134,7 @@ class ProcessWorker(asyncio.Protocol):
 
     async def kill(self) -> None:
         """End the process now and wait until it is gone."""
-        self._on_death = None
+        self._serving = False
         if self._process.returncode is None:
             self._process.kill()
         await self._process.wait()
@@ -148,7 +145,7 @@ class ProcessWorker(asyncio.Protocol):
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's are none by inheritance
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's are none by inheritance
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -167,9 +164,9 @@ class ProcessWorker(asyncio.Protocol):
         streams, self._streams = self._streams, {}
         for stream in streams.values():
             stream.fail(crash)
-        if self._on_death is not None:
-            on_death, self._on_death = self._on_death, None
-            on_death()
+        if self._serving and self._owner is not None:
+            self._serving = False
+            self._owner.on_death()
 
     # Inside
 
@@ -188,11 +185,19 @@ class ProcessWorker(asyncio.Protocol):
                     stream.fail(_BY_CODE.get(code, InternalError)(message, param=param))
             case wire.Report(measured):
                 self.measured = measured
-            case wire.Progress(done, total):
-                if self._on_progress is not None:
-                    self._on_progress(done, total)
+                if self._serving and self._owner is not None:
+                    self._owner.on_report(measured)
+            case _:
+                self._take_load(event)
+
+    def _take_load(self, event: wire.Hello | wire.Progress | wire.Ready | wire.LoadError) -> None:
+        """What a worker says before it serves."""
+        match event:
             case wire.Hello(device=device):
                 self._greeted.set_result(device)
+            case wire.Progress(done, total):
+                if self._owner is not None:
+                    self._owner.on_progress(done, total)
             case wire.Ready(measured, capabilities):
                 self.measured, self._capabilities = measured, capabilities
                 if not self._ready.done():

@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import warnings
-from collections.abc import Callable
 from typing import Self
 
-from mlx_roster.core import Device, ModelSource
+from mlx_roster.core import Device, ModelSource, Owner
 from mlx_roster.errors import RosterError
 from mlx_roster.workers.blas import preloaded
 from mlx_roster.workers.process import ProcessWorker
@@ -48,13 +47,11 @@ class Spawner:
         worker = await asyncio.shield(self._spare)
         return await worker.greeting()
 
-    async def load(
-        self, source: ModelSource, on_progress: Callable[[int, int], None], on_death: Callable[[], None]
-    ) -> ProcessWorker:
+    async def load(self, source: ModelSource, owner: Owner) -> ProcessWorker:
         """See `registry.ports.Workers.load`."""
         worker = await self._take()
         try:
-            await worker.load(source, on_progress, on_death)
+            await worker.load(source, owner)
         finally:
             # Only now: a spare that imports mlx beside a load takes its processor time.
             if self._open and self._keep_spare and self._spare is None:

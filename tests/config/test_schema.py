@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import json
-import runpy
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,11 @@ EXAMPLES = [*sorted((ROOT / "examples").glob("*.yaml")), ROOT / "mlx_roster/demo
 validator = jsonschema.Draft202012Validator(json_schema())
 
 
-def test_the_schema_in_the_repo_is_the_models_own(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.warns(RuntimeWarning, match="found in sys.modules"):
-        runpy.run_module("mlx_roster.config.schema", run_name="__main__")
+def test_the_schema_in_the_repo_is_the_models_own() -> None:
+    command = [sys.executable, "-W", "error", "-m", "mlx_roster.config.schema"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
     written = (ROOT / "docs/roster.schema.json").read_text()
-    assert written == capsys.readouterr().out, "python -m mlx_roster.config.schema > docs/roster.schema.json"
+    assert written == ran.stdout, "python -m mlx_roster.config.schema > docs/roster.schema.json"
     assert json.loads(written) == json_schema()
 
 

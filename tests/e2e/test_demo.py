@@ -29,9 +29,7 @@ def demo() -> Iterator[Server]:
 
 
 def ask(client: openai.OpenAI, model: str, question: str) -> str | None:
-    reply = client.chat.completions.create(
-        model=model, messages=[{"role": "user", "content": question}], temperature=0
-    )
+    reply = client.chat.completions.create(model=model, messages=[{"role": "user", "content": question}], temperature=0)
     assert reply.model == model
     assert reply.choices[0].finish_reason == "stop"
     return reply.choices[0].message.content

@@ -55,7 +55,17 @@ def test_unknown_model_is_404_with_close_names_and_touches_no_disk(catalog: Cata
 
 
 @pytest.mark.parametrize(
-    "name", ["../../etc/passwd", "/etc/passwd", "./nowhere/atlas", "mlx-community/other", "", ":", "atlas:pirate:pirate", "x" * 10_000]
+    "name",
+    [
+        "../../etc/passwd",
+        "/etc/passwd",
+        "./nowhere/atlas",
+        "mlx-community/other",
+        "",
+        ":",
+        "atlas:pirate:pirate",
+        "x" * 10_000,
+    ],
 )
 def test_paths_traversals_and_hub_ids_in_model_are_404(catalog: Catalog, name: str) -> None:
     with pytest.raises((ModelNotFound, AdapterNotFound)) as caught:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from mlx_roster.core import Generation, ModelSource, Sampling, Text, Tokens
+from mlx_roster.core import Generation, Measured, ModelSource, Sampling, Text, Tokens
 from mlx_roster.errors import InvalidRequest, LoadFailed, WorkerCrashed
 from mlx_roster.workers.process import ProcessWorker
 from mlx_roster.workers.spawner import Spawner
@@ -32,8 +32,27 @@ def say(words: str, tokens: int) -> Generation:
     return Generation(Text(words), max_tokens=tokens, sampling=GREEDY)
 
 
-def ignore(*_: object) -> None:
-    """Progress and deaths that a test does not look at."""
+class Ear:
+    """An owner that remembers what it heard."""
+
+    def __init__(self) -> None:
+        self.progress: list[tuple[int, int]] = []
+        self.begun = asyncio.Event()
+        self.died = asyncio.Event()
+        self.rested = asyncio.Event()
+        self.on_first_byte: Callable[[], None] = lambda: None
+
+    def on_progress(self, done: int, total: int) -> None:
+        self.progress.append((done, total))
+        if not self.begun.is_set():
+            self.begun.set()
+            self.on_first_byte()
+
+    def on_report(self, measured: Measured) -> None:
+        self.rested.set()
+
+    def on_death(self) -> None:
+        self.died.set()
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
@@ -43,7 +62,7 @@ def run(test: Coroutine[Any, Any, None]) -> None:
 @asynccontextmanager
 async def loaded(model: ModelSource) -> AsyncIterator[ProcessWorker]:
     async with Spawner(keep_spare=False) as spawner:
-        worker = await spawner.load(model, ignore, ignore)
+        worker = await spawner.load(model, Ear())
         try:
             yield worker
         finally:
@@ -52,14 +71,14 @@ async def loaded(model: ModelSource) -> AsyncIterator[ProcessWorker]:
 
 def test_a_worker_loads_reports_streams_and_leaves_nothing(model: ModelSource) -> None:
     async def test() -> None:
-        progress: list[tuple[int, int]] = []
+        ear = Ear()
         async with Spawner() as spawner:
             device = await spawner.device()
             assert device.memory == psutil.virtual_memory().total
-            worker = await spawner.load(model, lambda done, total: progress.append((done, total)), ignore)
-            assert progress[0][0] == 0
-            assert progress[-1][0] == progress[-1][1] > 0
-            assert worker.measured.active >= progress[-1][1]
+            worker = await spawner.load(model, ear)
+            assert ear.progress[0][0] == 0
+            assert ear.progress[-1][0] == ear.progress[-1][1] > 0
+            assert worker.measured.active >= ear.progress[-1][1]
             assert worker.capabilities.context == 32768
             stream = worker.submit(say("What is", 20))
             deltas = [delta async for delta in stream]
@@ -67,6 +86,7 @@ def test_a_worker_loads_reports_streams_and_leaves_nothing(model: ModelSource) -
             usage = deltas[-1].usage
             assert usage is not None
             assert usage.completion == 20
+            await ear.rested.wait()
             await worker.stop()
             assert not psutil.pid_exists(worker.pid)
         assert not psutil.Process().children()
@@ -102,9 +122,9 @@ def test_a_refused_sequence_raises_the_error_itself(model: ModelSource) -> None:
 
 def test_death_is_seen_at_once_by_every_stream_and_by_the_owner(model: ModelSource) -> None:
     async def test() -> None:
-        died = asyncio.Event()
+        ear = Ear()
         async with Spawner(keep_spare=False) as spawner:
-            worker = await spawner.load(model, ignore, died.set)
+            worker = await spawner.load(model, ear)
             streams = [worker.submit(say("What is", 30_000)) for _ in range(3)]
             await anext(streams[0])
             os.kill(worker.pid, signal.SIGKILL)
@@ -112,7 +132,7 @@ def test_death_is_seen_at_once_by_every_stream_and_by_the_owner(model: ModelSour
                 with pytest.raises(WorkerCrashed):
                     async for _ in stream:
                         pass
-            await died.wait()
+            await ear.died.wait()
             with pytest.raises(WorkerCrashed):
                 await anext(worker.submit(say("What is", 3)))
             await worker.kill()
@@ -127,7 +147,7 @@ def test_a_model_that_cannot_be_loaded_says_why_without_a_path(tmp_path: Path) -
         weights.write_bytes(weights.read_bytes()[:1000])
         async with Spawner() as spawner:
             with pytest.raises(LoadFailed) as caught:
-                await spawner.load(ModelSource("broken", str(folder), memory=2**30), ignore, ignore)
+                await spawner.load(ModelSource("broken", str(folder), memory=2**30), Ear())
             assert "broken" in caught.value.message
             assert str(tmp_path) not in caught.value.message
 
@@ -139,12 +159,10 @@ def test_crash_during_load_fails_its_waiters(model: ModelSource) -> None:
         async with Spawner(keep_spare=False) as spawner:
             await spawner.device()
             (spare,) = psutil.Process().children()
-
-            def kill(done: int, total: int) -> None:
-                os.kill(spare.pid, signal.SIGKILL)
-
+            ear = Ear()
+            ear.on_first_byte = lambda: os.kill(spare.pid, signal.SIGKILL)
             with pytest.raises(WorkerCrashed):
-                await spawner.load(model, kill, ignore)
+                await spawner.load(model, ear)
 
     run(test())
 
@@ -153,9 +171,9 @@ def test_a_cancelled_load_leaves_no_process(model: ModelSource) -> None:
     async def test() -> None:
         async with Spawner(keep_spare=False) as spawner:
             await spawner.device()
-            begun = asyncio.Event()
-            load = asyncio.create_task(spawner.load(model, lambda *_: begun.set(), ignore))
-            await begun.wait()
+            ear = Ear()
+            load = asyncio.create_task(spawner.load(model, ear))
+            await ear.begun.wait()
             load.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await load
@@ -170,9 +188,8 @@ def test_a_spare_that_died_is_replaced(model: ModelSource) -> None:
             await spawner.device()
             (spare,) = psutil.Process().children()
             spare.kill()
-            while spare.is_running() and spare.status() != psutil.STATUS_ZOMBIE:
-                await asyncio.sleep(0)
-            worker = await spawner.load(model, ignore, ignore)
+            await asyncio.to_thread(spare.wait)
+            worker = await spawner.load(model, Ear())
             assert worker.pid != spare.pid
             await worker.stop()
 
@@ -183,10 +200,10 @@ def test_n_load_unload_cycles_return_to_baseline(model: ModelSource) -> None:
     async def test() -> None:
         me = psutil.Process()
         async with Spawner(keep_spare=False) as spawner:
-            await (await spawner.load(model, ignore, ignore)).stop()
+            await (await spawner.load(model, Ear())).stop()
             files, children = me.num_fds(), len(me.children())
             for _ in range(3):
-                worker = await spawner.load(model, ignore, ignore)
+                worker = await spawner.load(model, Ear())
                 await worker.stop()
             assert (me.num_fds(), len(me.children())) == (files, children)
 

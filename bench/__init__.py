@@ -1,0 +1,1 @@
+"""Measurements, beside the package and no part of it: `python -m bench.serving`."""
