@@ -77,9 +77,7 @@ def variants(folder: Path, streams: int, tokens: int) -> dict[str, Callable[[], 
     plain = tiny.driven(model, max_concurrency=streams)
 
     def requests(over: list[Path | None]) -> list[Generation]:
-        return [
-            tiny.request(prompt, tokens, over=adapter) for prompt, adapter in zip(prompts, over, strict=True)
-        ]
+        return [tiny.request(prompt, tokens, over=adapter) for prompt, adapter in zip(prompts, over, strict=True)]
 
     return {
         "bare BatchGenerator": lambda: bare(alone, prompts, tokens),
@@ -112,7 +110,7 @@ def main() -> None:
     print(f"{'':34} {'tokens/s':>9} {'of bare':>8} {'spread':>15}")
     for name, seen in figures.items():
         median = statistics.median(seen)
-        print(f"{name:34} {median:9.0f} {median / base:8.2f} {min(seen):7.0f}–{max(seen):.0f}")
+        print(f"{name:34} {median:9.0f} {median / base:8.2f} {min(seen):7.0f} to {max(seen):.0f}")
 
 
 if __name__ == "__main__":

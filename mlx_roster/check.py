@@ -147,8 +147,12 @@ def _verdict(report: Report) -> list[str]:
     taken = sum(model.estimated or 0 for model in known if model.name in together)
     used = f"{format_bytes(taken)} of {format_bytes(report.budget)}"
     lines = [f"budget: {format_bytes(report.budget)} on a machine that can hold {format_bytes(report.working_set)}"]
+    if report.budget > report.working_set:
+        lines.append("the budget is more than this machine can hold: loads may fail, or slow everything down")
     if unknown := len(report.models) - len(known):
         lines.append(f"not counted, since the files are not here or not whole: {_models(unknown)}")
+    if not known:
+        return lines
     if not together:
         lines.append("nothing fits")
     elif len(together) == len(known):

@@ -28,11 +28,12 @@ def babbler(folder: Path, *, seed: int = 0, hidden: int = 64, layers: int = 2) -
         "vocab_size": config["vocab_size"],
         "max_position_embeddings": 32768,
         "tie_word_embeddings": False,
-        # An id that no logit stands for: generation ends by max_tokens or not at all.
-        "eos_token_id": config["vocab_size"] + 1,
+        "eos_token_id": config["eos_token_id"],
     }
     mx.random.seed(seed)
     model = llama.Model(llama.ModelArgs.from_dict(arguments))
+    # The logit of the end of a sentence is always 0, and so never the largest: generation ends by max_tokens.
+    model.lm_head.weight[config["eos_token_id"]] = 0
     mx.eval(model.parameters())
     mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())))
     (folder / "config.json").write_text(json.dumps(arguments))

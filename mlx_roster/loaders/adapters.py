@@ -6,16 +6,19 @@ Everything else that may lie in an adapter folder is recognised and refused by n
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import math
 import os
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, deserialize
 
 from mlx_roster.core import AdapterSource
 from mlx_roster.errors import AdapterIncompatible
@@ -23,6 +26,15 @@ from mlx_roster.tensors import AdapterWeights, LoraPair, Targets
 
 CONFIG = "adapter_config.json"
 TENSORS = "adapters.safetensors"
+
+_Matrix = npt.NDArray[np.float32]
+
+#: safetensors' names of what may be read as float32. numpy has no bfloat16: it is the upper half of a float32.
+_READ: dict[str, Callable[[bytes], _Matrix]] = {
+    "F32": lambda raw: np.frombuffer(raw, np.float32),
+    "F16": lambda raw: np.frombuffer(raw, np.float16).astype(np.float32),
+    "BF16": lambda raw: (np.frombuffer(raw, np.uint16).astype(np.uint32) << 16).view(np.float32),
+}
 
 #: What `os.stat` says of both files: where it is unchanged, so is the identity.
 _Signature = tuple[tuple[int, int, int], ...]
@@ -67,7 +79,7 @@ class Adapters:
 
 
 def read(source: AdapterSource) -> AdapterWeights:
-    """The tensors of an adapter folder, evaluated on the calling thread and then usable on any.
+    """The tensors of an adapter folder. May be called while another thread computes, and what it returns used on any.
 
     Raises AdapterIncompatible saying what was found instead, or naming every tensor that makes no LoRA pair.
     """
@@ -75,7 +87,6 @@ def read(source: AdapterSource) -> AdapterWeights:
     config = _config(source, files.config)
     scale = _scale(source, config)
     layers = _pairs(source, _tensors(source, files.tensors), scale)
-    mx.eval([[pair.a, pair.b] for pair in layers.values()])
     return AdapterWeights(
         name=source.name,
         identity=files.identity,
@@ -159,29 +170,43 @@ def _scale(source: AdapterSource, config: dict[str, Any]) -> float:
     return float(scale)
 
 
-def _tensors(source: AdapterSource, content: bytes) -> dict[str, mx.array]:
+def _tensors(source: AdapterSource, content: bytes) -> dict[str, dict[str, Any]]:
+    """Each tensor's dtype, shape and data as safetensors has them.
+
+    Not through mx.load: over bytes in memory it waits for the GIL while an evaluation elsewhere waits for it.
+    """
     try:
-        # From memory and not from the file, which may be replaced while mlx reads it.
-        tensors = mx.load(io.BytesIO(content), format="safetensors")
-    except (RuntimeError, ValueError) as error:
+        tensors = dict(deserialize(content))  # type: ignore[no-untyped-call]
+    except SafetensorError as error:
         raise _refuse(source, f"{TENSORS} is cut short or damaged") from error
-    if not isinstance(tensors, dict) or not tensors:
+    if not tensors:
         raise _refuse(source, f"{TENSORS} holds no tensors")
     return tensors
 
 
-def _pairs(source: AdapterSource, tensors: dict[str, mx.array], scale: float) -> dict[str, LoraPair]:
-    """Pair lora_a with lora_b, both in float32: the one type that mlx gathers on every backend (mlx-lm's own too)."""
-    sides: defaultdict[str, dict[str, mx.array]] = defaultdict(dict)
+def _matrix(tensor: dict[str, Any]) -> _Matrix | None:
+    """A tensor in float32, the one type that mlx gathers on every backend (mlx-lm's own, too); None if no matrix."""
+    read = _READ.get(tensor["dtype"])
+    if read is None or len(tensor["shape"]) != 2:
+        return None
+    return read(tensor["data"]).reshape(tensor["shape"])
+
+
+def _pairs(source: AdapterSource, tensors: dict[str, dict[str, Any]], scale: float) -> dict[str, LoraPair]:
+    """Pair lora_a with lora_b, and fold the scale into the latter."""
+    sides: defaultdict[str, dict[str, _Matrix]] = defaultdict(dict)
     wrong = []
     for name, tensor in tensors.items():
         path, _, side = name.rpartition(".")
+        matrix = _matrix(tensor)
         if side not in ("lora_a", "lora_b") or not path:
             wrong.append(f"{name}: not a LoRA tensor")
-        elif tensor.ndim != 2 or not mx.issubdtype(tensor.dtype, mx.floating):
-            wrong.append(f"{name}: shape {tuple(tensor.shape)}, but a matrix of floats is needed")
+        elif matrix is None:
+            wrong.append(
+                f"{name}: {tensor['dtype']} of shape {tuple(tensor['shape'])}, but a matrix of floats is needed"
+            )
         else:
-            sides[path][side] = tensor.astype(mx.float32)
+            sides[path][side] = matrix
     pairs = {}
     for path, found in sides.items():
         if len(found) == 1:
@@ -189,8 +214,9 @@ def _pairs(source: AdapterSource, tensors: dict[str, mx.array], scale: float) ->
         elif len(found) == 2:
             a, b = found["lora_a"], found["lora_b"]
             if a.shape[1] != b.shape[0] or a.shape[1] == 0:
-                wrong.append(f"{path}.lora_a, {path}.lora_b: shapes {tuple(a.shape)} and {tuple(b.shape)} do not chain")
-            pairs[path] = LoraPair(a, b * scale)
+                wrong.append(f"{path}.lora_a, {path}.lora_b: shapes {a.shape} and {b.shape} do not chain")
+            # Made from memory, not computed: there is nothing left to evaluate, so they are not bound to this thread.
+            pairs[path] = LoraPair(mx.array(a), mx.array(b * np.float32(scale)))
     if wrong:
         raise _incompatible(source.name, "holds tensors that cannot be used", wrong)
     return pairs

@@ -31,7 +31,8 @@ class _Index(msgspec.Struct):
     weight_map: dict[str, str]
 
 
-_decode_header = msgspec.json.Decoder(dict[str, _Tensor]).decode
+# mlx writes `"__metadata__": null` where there is none.
+_decode_header = msgspec.json.Decoder(dict[str, _Tensor | None]).decode
 _decode_index = msgspec.json.Decoder(_Index).decode
 
 
@@ -122,7 +123,7 @@ def _sum(header: bytes, payload: int, name: str) -> int:
     tensors.pop("__metadata__", None)
     taken = 0
     for tensor in tensors.values():
-        if tensor.data_offsets is None:
+        if tensor is None or tensor.data_offsets is None:
             raise LoadFailed(f"{name} has a tensor without data_offsets")
         begin, end = tensor.data_offsets
         if not 0 <= begin <= end:

@@ -94,11 +94,11 @@ class Refuse:
 
 @dataclass(frozen=True, slots=True)
 class StartLoad:
-    """Load `model` as `serial` within `share` bytes; answer with Loaded or LoadFailed."""
+    """Load `model` as `serial`, for which `size` bytes are reserved; answer with Loaded or LoadFailed."""
 
     model: str
     serial: int
-    share: int
+    size: int
 
 
 @dataclass(frozen=True, slots=True)

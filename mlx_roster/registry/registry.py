@@ -219,10 +219,10 @@ class Registry:
                 logger.info("refused: %s", error)
                 if not self._waiting[ticket].done():
                     self._waiting[ticket].set_exception(error)
-            case events.StartLoad(model, serial, share):
-                logger.info("loading %s, %s", model, format_bytes(share))
+            case events.StartLoad(model, serial, size):
+                logger.info("loading %s, %s", model, format_bytes(size))
                 holding = self._holdings[serial] = Holding(model, serial, self._feed)
-                holding.load = self._job(self._load(holding, self._source(model, share)))
+                holding.load = self._job(self._load(holding, self._source(model)))
             case events.CancelLoad(serial):
                 logger.info("nobody waits for %s any more", self._holdings[serial].model)
                 load = self._holdings[serial].load
@@ -232,12 +232,12 @@ class Registry:
                 logger.info("unloading %s", self._holdings[serial].model)
                 self._job(self._unload(serial))
 
-    def _source(self, model: str, share: int) -> ModelSource:
+    def _source(self, model: str) -> ModelSource:
         entry = self.catalog.entries[model]
         return ModelSource(
             name=model,
             path=self._located[model].path,
-            memory=share,
+            memory=self._state.budget,
             max_concurrency=entry.max_concurrency,
             max_context=entry.max_context,
             max_adapters=entry.max_adapters,

@@ -60,7 +60,7 @@ def test_the_root_of_the_disk_has_a_name() -> None:
         ("atlas", "missing", '--adapter-path: there is no folder "missing"'),
         ("missing", None, '--model: "missing" is neither a folder here (write ./missing for one that will be) '),
         ("", None, "--model: should not be empty"),
-        ("a\nb", None, '--model: should be a path without control characters'),
+        ("a\nb", None, "--model: should be a path without control characters"),
     ],
 )
 def test_what_cannot_be_served(model: str, adapter: str | None, problem: str, roster: Roster) -> None:
@@ -108,5 +108,5 @@ def test_problems_name_where_the_value_is_from(roster: Roster, monkeypatch: pyte
     first, second = refused.value.message.splitlines()
     assert first.startswith('--host: "0.0.0.0" is not a loopback address')
     assert second == "PORT: should be less than or equal to 65535"
-    with pytest.raises(ConfigError, match="^--port: should be greater than or equal to 0$"):
+    with pytest.raises(ConfigError, match=r"^--port: should be greater than or equal to 0$"):
         with_overrides(roster, port=-1)

@@ -26,7 +26,8 @@ def test_sizes(text: object, size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "MiB", "8", "8M", "8 Mi", "-1GiB", "1e9B", "1.GiB", "8MiB!", "٨MiB", "9" * 400 + "B", True, 1.5, None, []]
+    "text",
+    ["", "MiB", "8", "8M", "8 Mi", "-1GiB", "1e9B", "1.GiB", "8MiB!", "٨MiB", "9" * 400 + "B", True, 1.5, None, []],
 )
 def test_what_is_no_size(text: object) -> None:
     with pytest.raises(ValueError, match="should be a size such as 512MiB"):

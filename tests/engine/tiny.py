@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_flatten
 from mlx_lm.models import llama, qwen3
 from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_lm.utils import load_model, quantize_model, save_config
@@ -60,7 +60,10 @@ def write_tokenizer(folder: Path, template: str | None = TEMPLATE) -> PreTrained
     backend.decoder = decoders.ByteLevel()
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     trainer = trainers.BpeTrainer(
-        vocab_size=320, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=320,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     backend.train_from_iterator(CORPUS * 3, trainer)
     backend.add_tokens([AddedToken("<tool>", special=False)])
@@ -80,8 +83,12 @@ def write_model(folder: Path, family: str = "llama", *, seed: int = 0, bits: int
     module = FAMILIES[family]
     mx.random.seed(seed)
     model = module.Model(module.ModelArgs.from_dict(config))
-    model.load_weights([(name, 3 * mx.random.normal(value.shape) / value.shape[-1] ** 0.5 if value.ndim == 2 else value)
-                        for name, value in tree_flatten(model.parameters())])
+    model.load_weights(
+        [
+            (name, 3 * mx.random.normal(value.shape) / value.shape[-1] ** 0.5 if value.ndim == 2 else value)
+            for name, value in tree_flatten(model.parameters())
+        ]
+    )
     if bits is not None:
         model, config = quantize_model(model, config, group_size=32, bits=bits)
     mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())))
@@ -90,7 +97,14 @@ def write_model(folder: Path, family: str = "llama", *, seed: int = 0, bits: int
 
 
 def write_adapter(
-    folder: Path, model: Path, *, seed: int, rank: int = 4, scale: float = 2.0, keys: Sequence[str] | None = None, layers: int = 2
+    folder: Path,
+    model: Path,
+    *,
+    seed: int,
+    rank: int = 4,
+    scale: float = 2.0,
+    keys: Sequence[str] | None = None,
+    layers: int = 2,
 ) -> Path:
     """An adapter over `model` as mlx-lm's trainer saves one, strong enough to change what is said."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ Files = dict[str, bytes]
 
 
 class FakeHub(ThreadingHTTPServer):
-    """Serves `repos`, with a request for the model `failures` names answered by that status and error code instead."""
+    """Serves `repos`; what is asked of one in `failures` is answered with that status and error code instead."""
 
     daemon_threads = False
 
@@ -22,8 +22,6 @@ class FakeHub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Request)
         self.repos: dict[str, Files] = {}
         self.failures: dict[str, tuple[int, str]] = {}
-        #: Files whose download breaks off after so many bytes.
-        self.cut: dict[str, int] = {}
         #: Every request so far: method and path.
         self.seen: list[str] = []
 
@@ -59,8 +57,8 @@ class _Request(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer(with_body=True)
 
-    def log_message(self, format: str, *args: object) -> None:
-        pass
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+        """Not onto the test run's output."""
 
     def _answer(self, *, with_body: bool) -> None:
         path = unquote(urlsplit(self.path).path)
@@ -68,6 +66,9 @@ class _Request(BaseHTTPRequestHandler):
         steps = path.strip("/").split("/")
         if steps[:2] == ["api", "models"]:
             self._listing("/".join(steps[2:4]), steps[4:])
+        elif "/".join(steps[:2]) not in self.server.repos:
+            # The client also asks for things that have nothing to do with a model.
+            self._send(404, b"{}", {}, with_body=with_body)
         else:
             self._file("/".join(steps[:2]), "/".join(steps[4:]), with_body=with_body)
 
@@ -94,14 +95,12 @@ class _Request(BaseHTTPRequestHandler):
     def _file(self, repo: str, name: str, *, with_body: bool) -> None:
         content = self.server.repos[repo][name]
         headers = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": commit(repo)}
-        self._send(200, content, headers, with_body=with_body, cut=self.server.cut.get(name))
+        self._send(200, content, headers, with_body=with_body)
 
-    def _send(
-        self, status: int, body: bytes, headers: dict[str, str], *, with_body: bool, cut: int | None = None
-    ) -> None:
+    def _send(self, status: int, body: bytes, headers: dict[str, str], *, with_body: bool) -> None:
         self.send_response(status)
         for key, value in {**headers, "Content-Length": str(len(body)), "Connection": "close"}.items():
             self.send_header(key, value)
         self.end_headers()
         if with_body:
-            self.wfile.write(body[:cut])
+            self.wfile.write(body)

@@ -5,6 +5,7 @@ import struct
 import tracemalloc
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -50,8 +51,9 @@ def test_the_header_is_not_counted(tmp_path: Path) -> None:
     assert tensor_bytes(write(tmp_path / "model.safetensors", tensors(100, 0, 24), 124)) == 124
 
 
-def test_a_file_without_tensors_takes_nothing(tmp_path: Path) -> None:
-    assert tensor_bytes(write(tmp_path / "model.safetensors", {})) == 0
+@pytest.mark.parametrize("header", [{}, {"__metadata__": None}, {"__metadata__": {"format": "mlx"}}])
+def test_a_file_without_tensors_takes_nothing(header: dict[str, Any], tmp_path: Path) -> None:
+    assert tensor_bytes(write(tmp_path / "model.safetensors", header)) == 0
 
 
 def test_weights_are_all_shards(tmp_path: Path) -> None:
@@ -148,11 +150,16 @@ def test_an_adapter_that_cannot_be_read_does_not_fail_its_base(tmp_path: Path) -
         ({"a": {"data_offsets": "08"}}, 8, "has a header that cannot be read"),
         (b'{"a": ' + b"[" * 10**6, 0, "has a header that cannot be read"),
         ({"a": {}}, 8, "has a tensor without data_offsets"),
+        ({"a": None}, 8, "has a tensor without data_offsets"),
         ({"a": {"data_offsets": None}}, 8, "has a tensor without data_offsets"),
         ({"a": {"data_offsets": [-8, 0]}}, 8, "has a tensor with impossible data_offsets"),
         ({"a": {"data_offsets": [8, 0]}}, 8, "has a tensor with impossible data_offsets"),
         (tensors(8, 8), 12, "is cut short: it has 12 bytes of tensors and a tensor that ends at 16"),
-        ({"a": {"data_offsets": [0, 10**30]}}, 8, f"is cut short: it has 8 bytes of tensors and a tensor that ends at {10**30}"),
+        (
+            {"a": {"data_offsets": [0, 10**30]}},
+            8,
+            f"is cut short: it has 8 bytes of tensors and a tensor that ends at {10**30}",
+        ),
         ({"a": {"data_offsets": [0, 8]}, "b": {"data_offsets": [0, 8]}}, 8, "has tensors that overlap"),
     ],
 )
@@ -198,14 +205,13 @@ def test_a_folder_where_a_file_should_be(tmp_path: Path) -> None:
 
 @given(st.binary(max_size=64), st.one_of(st.none(), st.integers(0, 80)))
 def test_any_bytes_are_a_size_or_a_failed_load(content: bytes, length: int | None) -> None:
-    from tempfile import TemporaryDirectory
-
     with TemporaryDirectory() as folder:
         file = write(Path(folder) / "model.safetensors", content, 16, length=length)
         try:
-            assert 0 <= tensor_bytes(file) <= 16 + len(content)
-        except LoadFailed as error:
-            assert folder not in error.message
+            size = tensor_bytes(file)
+        except LoadFailed:
+            size = 0
+    assert 0 <= size <= 16 + len(content)
 
 
 def test_headroom_is_added_to_all_of_it() -> None:

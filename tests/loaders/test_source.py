@@ -26,8 +26,8 @@ def weights(size: int) -> bytes:
 
 FILES = {
     "config.json": b"{}",
-    "tokenizer.json": b"{}",
-    "chat_template.jinja": b"",
+    "tokenizer.json": b"[]",
+    "chat_template.jinja": b"{{ messages }}",
     "model-1.safetensors": weights(30_000),
     "model-2.safetensors": weights(20_000),
     "model.safetensors.index.json": json.dumps(

@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+from rich.console import Console
+
+from mlx_roster.check import Report, check, render
+from mlx_roster.config import Roster
+from mlx_roster.config.load import parse
+from mlx_roster.config.machine import recommended_working_set
+from tests.loaders.test_sizes import tensors, write
+
+KIB = 2**10
+
+
+@pytest.fixture(autouse=True)
+def _empty_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """Models of 10, 20 and 40 KiB, and adapters of 1 and 2 KiB."""
+    for name, size in (("small", 10 * KIB), ("middle", 20 * KIB), ("large", 40 * KIB)):
+        write(tmp_path / name / "model.safetensors", tensors(size), size)
+        (tmp_path / name / "config.json").write_text("{}")
+    for name, size in (("one", KIB), ("two", 2 * KIB)):
+        write(tmp_path / name / "adapters.safetensors", tensors(size), size)
+    return tmp_path
+
+
+def roster(base: Path, models: str, budget: str = "100KiB", headroom: str = "0%") -> Roster:
+    return parse(f"memory: {{budget: {budget}, headroom: {headroom}}}\nmodels: {models}", name="roster.yaml", base=base)
+
+
+def shown(report: Report, *, terminal: bool = False, width: int = 200) -> list[str]:
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=width, color_system=None)
+    render(report, console)
+    assert isinstance(console.file, io.StringIO)
+    return [line.rstrip() for line in console.file.getvalue().splitlines()]
+
+
+def test_all_fit_together(base: Path) -> None:
+    report = check(roster(base, "{a: {source: ./small, adapters: {x: ./one, y: ./two}}, b: {source: ./large}}"))
+    assert (report.exit_code, report.together) == (0, ("a", "b"))
+    assert [(model.weights, model.adapters, model.estimated) for model in report.models] == [
+        (10 * KIB, 3 * KIB, 13 * KIB),
+        (40 * KIB, 0, 40 * KIB),
+    ]
+    machine = shown(report)[4].partition(" on ")[2]
+    assert shown(report) == [
+        "model  source  weights  adapters  estimated",
+        "a      small   10 KiB   3 KiB     13 KiB     fits",
+        "b      large   40 KiB   0 B       40 KiB     fits",
+        "",
+        f"budget: 100 KiB on {machine}",
+        "all 2 models fit together: 53 KiB of 100 KiB",
+    ]
+
+
+def test_adapters_beyond_the_slots_cost_nothing_and_headroom_is_added(base: Path) -> None:
+    models = "{a: {source: ./small, max_adapters: 1, adapters: {x: ./one, y: ./two}}}"
+    (model,) = check(roster(base, models, headroom="50%")).models
+    assert (model.adapters, model.estimated) == (2 * KIB, 18 * KIB)
+
+
+def test_one_model_that_fits(base: Path) -> None:
+    assert shown(check(roster(base, "{a: {source: ./small}}")))[-1] == "it fits: 10 KiB of 100 KiB"
+
+
+def test_not_all_fit_together(base: Path) -> None:
+    models = "{l: {source: ./large}, s: {source: ./small}, m: {source: ./middle}, n: {source: ./middle}}"
+    report = check(roster(base, models, budget="59KiB"))
+    assert (report.exit_code, report.together) == (0, ("s", "m", "n"))
+    assert shown(report)[-1] == (
+        "at most 3 of 4 models fit at once: s, m, n (50 KiB of 59 KiB); others are loaded in their place when asked for"
+    )
+
+
+def test_a_model_that_never_fits(base: Path) -> None:
+    report = check(roster(base, "{l: {source: ./large}, s: {source: ./small}}", budget="30KiB"))
+    assert (report.exit_code, report.together) == (1, ("s",))
+    assert [model.fits for model in report.models] == [False, True]
+    assert "never fits: 10 KiB over the budget" in shown(report)[1]
+
+
+def test_nothing_fits(base: Path) -> None:
+    report = check(roster(base, "{s: {source: ./small}}", budget="1KiB"))
+    assert (report.exit_code, report.together) == (1, ())
+    assert shown(report)[-1] == "nothing fits"
+
+
+def test_models_that_are_not_here(base: Path) -> None:
+    (base / "small/config.json").unlink()
+    models = "{a: {source: ./missing}, b: {source: org/name}, c: {source: ./small}, d: {source: ./large}}"
+    report = check(roster(base, models))
+    assert report.exit_code == 1
+    assert [model.problems for model in report.models] == [
+        ("its folder does not exist",),
+        ("not downloaded yet; the first request for it will",),
+        ("there is no config.json",),
+        (),
+    ]
+    lines = shown(report)
+    assert lines[2].split(maxsplit=5) == [
+        "b", "org/name", "-", "-", "-", "not downloaded yet; the first request for it will"
+    ]  # fmt: skip
+    assert lines[-2:] == [
+        "not counted, since the files are not here or not whole: 3 models",
+        "it fits: 40 KiB of 100 KiB",
+    ]
+
+
+def test_no_model_is_here(base: Path) -> None:
+    assert shown(check(roster(base, "{a: {source: org/name}}")))[-1].startswith("not counted")
+
+
+def test_a_budget_beyond_the_machine(base: Path) -> None:
+    report = check(roster(base, "{a: {source: ./small}}", budget="1000TiB"))
+    assert report.exit_code == 0
+    assert shown(report)[-2] == "the budget is more than this machine can hold: loads may fail, or slow everything down"
+
+
+def test_a_bad_adapter_is_told_and_its_base_still_counted(base: Path) -> None:
+    (base / "two/adapters.safetensors").write_bytes(b"x")
+    report = check(roster(base, "{a: {source: ./small, adapters: {x: ./one, y: ./two, z: ./none}}}"))
+    (model,) = report.models
+    assert (report.exit_code, model.fits, model.estimated) == (1, True, 11 * KIB)
+    assert shown(report)[1].partition("fits")[2] == (
+        "; adapter y: adapters.safetensors is cut short or no safetensors file; adapter z: its folder does not exist"
+    )
+
+
+def test_the_budget_is_a_share_of_the_machine(base: Path) -> None:
+    report = check(roster(base, "{a: {source: ./small}}", budget="50%"))
+    assert report.working_set == recommended_working_set()
+    assert report.budget == report.working_set // 2
+
+
+def test_a_source_elsewhere_is_shown_whole(base: Path) -> None:
+    (model,) = check(roster(base / "one", "{a: {source: ../small}}")).models
+    assert model.source == str(base / "small")
+
+
+def test_a_terminal_gets_a_table(base: Path) -> None:
+    lines = shown(check(roster(base, "{'[bold]a': {source: ./small}}")), terminal=True)
+    assert lines[0].split() == ["model", "source", "weights", "adapters", "estimated"]
+    assert lines[1].split() == ["[bold]a", "small", "10", "KiB", "0", "B", "10", "KiB", "fits"]
+    assert lines[-1] == "it fits: 10 KiB of 100 KiB"
+
+
+def test_lines_for_a_pipe_are_not_wrapped(base: Path) -> None:
+    report = check(roster(base, "{a: {source: ./small}, b: {source: ./missing}}"))
+    assert shown(report, width=20) == shown(report, width=200)
+
+
+def test_json(base: Path) -> None:
+    report = check(roster(base, "{a: {source: ./small}, b: {source: org/name}}"))
+    assert json.loads(report.to_json()) == {
+        "budget": 100 * KIB,
+        "working_set": report.working_set,
+        "together": ["a"],
+        "models": [
+            {
+                "name": "a",
+                "source": "small",
+                "weights": 10 * KIB,
+                "adapters": 0,
+                "estimated": 10 * KIB,
+                "fits": True,
+                "problems": [],
+            },
+            {
+                "name": "b",
+                "source": "org/name",
+                "weights": None,
+                "adapters": None,
+                "estimated": None,
+                "fits": None,
+                "problems": ["not downloaded yet; the first request for it will"],
+            },
+        ],
+    }
