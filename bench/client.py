@@ -11,7 +11,7 @@ import json
 import re
 import sys
 import time
-from typing import Any
+from typing import Any, cast
 
 import uvloop
 
@@ -38,10 +38,10 @@ class Exchange(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
         self.connected = time.perf_counter()
-        self._transport = transport
-        transport.write(self._request)
+        # uvloop's transports are not registered as asyncio's, so there is nothing to assert.
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
         now = time.perf_counter()

@@ -1,6 +1,6 @@
 """What is served in the measurements: random models and adapters, made on the fly and the same on every run.
 
-    python -m bench.models FOLDER [--big]
+python -m bench.models FOLDER [--big]
 """
 
 from __future__ import annotations

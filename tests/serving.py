@@ -69,9 +69,8 @@ class Server:
         return openai.AsyncOpenAI(base_url=self.url, api_key="no-key", max_retries=0, timeout=PATIENCE)
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """Send a signal and wait for the end: the exit status."""
-        if self.process.poll() is None:
-            self.process.send_signal(number)
+        """Send a signal, if it still runs, and wait for the end: the exit status."""
+        self.process.send_signal(number)
         code = self.process.wait(PATIENCE)
         self._reader.join()
         assert self.process.stderr is not None
@@ -91,13 +90,16 @@ def serving(*arguments: str, environment: dict[str, str] | None = None) -> Itera
     )
     try:
         server = Server(process)
-        yield server
     except BaseException:
         process.kill()
         raise
-    finally:
-        if process.poll() is None:
-            assert server.stop() == 0, "\n".join(server.lines)
+    try:
+        yield server
+    except BaseException:
+        server.stop(signal.SIGKILL)
+        raise
+    if server.process.returncode is None:  # the test has not ended it by itself
+        assert server.stop() == 0, "\n".join(server.lines)
 
 
 def demo_roster(folder: Path, *, budget: str = "75%", models: Sequence[str] = ()) -> Path:

@@ -9,8 +9,9 @@ from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
+from mlx_lm.generate import generate_step
 from mlx_lm.models import llama, qwen3
-from mlx_lm.tuner.utils import linear_to_lora_layers
+from mlx_lm.tuner.utils import linear_to_lora_layers, load_adapters
 from mlx_lm.utils import load_model, quantize_model, save_config
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -188,6 +189,7 @@ class Driven(Engine):
 
     def __init__(self, loaded: Loaded, source: ModelSource, reader: Adapters | None = None) -> None:
         self.said = Recorder()
+        self.tokenizer = loaded.tokenizer
         self._numbers = 0
         super().__init__(loaded, source, self.said, reader or Adapters())
 
@@ -222,3 +224,22 @@ class Driven(Engine):
 def driven(model: Path, **limits: Any) -> Driven:
     where = source(model, **limits)
     return Driven(load(where, lambda done, total: None), where)
+
+
+def solo(model: Path, prompt: Sequence[int], max_tokens: int, over: Path | None = None) -> list[int]:
+    """The tokens that mlx-lm by itself generates greedily for one prompt, an end-of-sequence token included."""
+    base, _ = load_model(model)
+    if over is not None:
+        load_adapters(base, str(over))
+    tokens: list[int] = []
+    for token, _ in generate_step(mx.array(prompt), base, max_tokens=max_tokens):
+        tokens.append(token)
+        if token == 0:
+            break
+    return tokens
+
+
+def spoken(engine: Driven, tokens: Sequence[int]) -> str:
+    """The text that an engine must make of these tokens."""
+    text: str = engine.tokenizer.decode(tokens, skip_special_tokens=True)
+    return text

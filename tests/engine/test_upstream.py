@@ -1,0 +1,297 @@
+"""What we rely on in mlx and mlx-lm, and nothing of ours: an upgrade that breaks us fails here first."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from mlx_lm.generate import BatchGenerator
+from mlx_lm.models.cache import KVCache, make_prompt_cache
+from mlx_lm.utils import load_model
+from tokenizers import decoders
+from transformers import PreTrainedTokenizerBase
+
+
+class Spy:
+    """A cache entry that only notes which verbs it is asked for, and with what."""
+
+    def __init__(self, names: list[str], log: list[tuple[str, Any]]) -> None:
+        self.names = names
+        self.log = log
+
+    def merge(self, caches: list[Spy]) -> Spy:
+        self.log.append(("merge", [name for cache in caches for name in cache.names]))
+        return Spy([name for cache in caches for name in cache.names], self.log)
+
+    def filter(self, keep: Any) -> None:
+        assert isinstance(keep, list)
+        assert all(isinstance(index, int) for index in keep)
+        self.log.append(("filter", keep))
+        self.names = [self.names[index] for index in keep]
+
+    def extend(self, other: Spy) -> None:
+        self.log.append(("extend", other.names))
+        self.names = self.names + other.names
+
+    def extract(self, index: int) -> Spy:
+        self.log.append(("extract", index))
+        return Spy([self.names[index]], self.log)
+
+    def prepare(self, **padding: Any) -> None:
+        self.log.append(("prepare", sorted(padding)))
+
+    def finalize(self) -> None:
+        self.log.append(("finalize", None))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Spy:
+        self.log.append(("deepcopy", self.names))
+        return Spy(self.names, self.log)
+
+    @property
+    def state(self) -> list[mx.array]:
+        return []
+
+    @property
+    def nbytes(self) -> int:
+        return 0
+
+
+class Watched:
+    """A model that notes who is in each forward pass, and takes the spy off its caches."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.passes: list[tuple[list[str], tuple[int, ...]]] = []
+
+    def __call__(self, inputs: mx.array, cache: list[Any]) -> mx.array:
+        self.passes.append((list(cache[-1].names), tuple(inputs.shape)))
+        logits: mx.array = self.model(inputs, cache=cache[:-1])
+        assert logits.shape[0] == len(cache[-1].names)
+        return logits
+
+
+class Sampled:
+    """A greedy sampler that notes the shapes it is called with."""
+
+    def __init__(self) -> None:
+        self.shapes: list[tuple[int, ...]] = []
+
+    def __call__(self, logprobs: mx.array) -> mx.array:
+        self.shapes.append(tuple(logprobs.shape))
+        return mx.argmax(logprobs, axis=-1)
+
+
+class Rig:
+    """A BatchGenerator with spies at every seam that we use."""
+
+    def __init__(self, folder: Path, **options: Any) -> None:
+        self.log: list[tuple[str, Any]] = []
+        model, _ = load_model(folder)
+        self.watched = Watched(model)
+        self.sampled = Sampled()
+        self.generator = BatchGenerator(self.watched, sampler=self.sampled, **options)
+
+    def insert(self, name: str, prompt: list[int], max_tokens: int = 8) -> int:
+        cache = [*make_prompt_cache(self.watched.model), Spy([name], self.log)]
+        (uid,) = self.generator.insert([prompt], [max_tokens], caches=[cache])
+        assert isinstance(uid, int)
+        return uid
+
+    def step(self) -> list[Any]:
+        _, responses = self.generator.next()
+        return list(responses)
+
+
+@pytest.fixture
+def rig(model: Path) -> Rig:
+    return Rig(model)
+
+
+def test_prompt_is_taken_in_without_its_last_token_then_the_first_forward_pass_samples(rig: Rig) -> None:
+    rig.insert("a", [5, 6, 7])
+    assert rig.step() == []
+    assert rig.watched.passes == [(["a"], (1, 2))]
+    assert rig.sampled.shapes == []
+    assert rig.step() == []
+    assert rig.watched.passes[1:] == [(["a"], (1, 1))]
+    assert len(rig.sampled.shapes) == 1
+    (response,) = rig.step()
+    assert (response.token, response.finish_reason) == (response.token, None)
+    assert isinstance(response.token, int)
+
+
+def test_each_token_is_returned_after_the_next_one_was_sampled(rig: Rig) -> None:
+    rig.insert("a", [5, 6, 7])
+    returned = 0
+    for _ in range(6):
+        returned += len(rig.step())
+        if returned:
+            assert len(rig.sampled.shapes) == returned + 1
+
+
+def test_a_sampler_that_all_rows_share_is_called_once_per_step_with_all_rows(rig: Rig) -> None:
+    for name in "abc":
+        rig.insert(name, [5, 6, 7])
+    rig.step(), rig.step()
+    calls = len(rig.sampled.shapes)
+    assert len(rig.step()) == 3
+    assert [shape[0] for shape in rig.sampled.shapes[calls:]] == [3]
+
+
+def test_sampler_is_called_right_after_the_forward_pass_of_the_same_rows(rig: Rig) -> None:
+    rig.insert("a", [5, 6, 7])
+    rig.step(), rig.step(), rig.step()
+    rig.insert("b", [5, 6, 7, 8])
+    for _ in range(4):
+        rig.step()
+    decoding = [len(names) for names, shape in rig.watched.passes if shape[1] == 1]
+    assert decoding == [shape[0] for shape in rig.sampled.shapes]
+
+
+def test_every_row_is_sampled_exactly_once_per_token_of_its_own(rig: Rig) -> None:
+    lengths = {"a": 3, "b": 5, "c": 2}
+    for index, (name, length) in enumerate(lengths.items()):
+        rig.insert(name, list(range(4, 7 + index)), length)
+    while rig.step() or rig.generator.prompt_cache_nbytes:
+        pass
+    sampled = [name for names, shape in rig.watched.passes if shape[1] == 1 for name in names]
+    # Of those that finish by length the token after the last is sampled too, and thrown away.
+    assert {name: sampled.count(name) for name in lengths} == {name: length + 1 for name, length in lengths.items()}
+
+
+def test_prompts_of_unequal_length_are_padded_on_the_right_between_prepare_and_finalize(rig: Rig) -> None:
+    rig.insert("a", [5, 6, 7])
+    rig.insert("b", [5, 6, 7, 8, 9])
+    rig.step()
+    verbs = [verb for verb, _ in rig.log]
+    assert verbs.index("prepare") < verbs.index("finalize")
+    assert rig.watched.passes == [(["a", "b"], (2, 4))]
+
+
+def test_joining_a_batch_is_a_deepcopy_filtered_apart_and_an_extend(rig: Rig) -> None:
+    rig.insert("a", [5, 6, 7])
+    rig.step(), rig.step(), rig.step()
+    rig.log.clear()
+    rig.insert("b", [5, 6, 7])
+    rig.step(), rig.step()
+    assert ("merge", ["b"]) in rig.log
+    assert ("deepcopy", ["b"]) in rig.log
+    assert ("filter", [0]) in rig.log
+    assert ("extend", ["b"]) in rig.log
+    rig.step()
+    assert rig.watched.passes[-1][0] == ["a", "b"]
+
+
+def test_remove_filters_by_a_list_and_only_what_is_left_runs_on(rig: Rig) -> None:
+    rig.insert("a", [5, 6, 7])
+    uid = rig.insert("b", [5, 6, 7])
+    rig.insert("c", [5, 6, 7])
+    rig.step(), rig.step(), rig.step()
+    rig.generator.remove([uid])
+    assert rig.log[-1] == ("filter", [0, 2])
+    rig.step()
+    assert rig.watched.passes[-1][0] == ["a", "c"]
+
+
+def test_remove_takes_sequences_that_are_still_waiting_or_in_their_prompt(model: Path) -> None:
+    rig = Rig(model, prefill_step_size=2)
+    long = rig.insert("long", list(range(3, 40)))
+    waiting = rig.insert("waiting", [5, 6, 7])
+    rig.generator.remove([waiting])
+    rig.step()
+    rig.generator.remove([long])
+    passes = len(rig.watched.passes)
+    assert rig.step() == []
+    assert len(rig.watched.passes) == passes
+
+
+def test_stop_token_and_last_token_are_returned_with_their_reason_and_leave_the_batch(model: Path) -> None:
+    first = Rig(model)
+    first.insert("a", [5, 6, 7])
+    first.step(), first.step()
+    (token,) = [response.token for response in first.step()]
+    rig = Rig(model, stop_tokens=[(token,)])
+    rig.insert("a", [5, 6, 7])
+    rig.step(), rig.step()
+    assert [(response.token, response.finish_reason) for response in rig.step()] == [(token, "stop")]
+    assert rig.step() == []
+    first.insert("b", [5, 6, 7], 1)
+    finished = [response.finish_reason for _ in range(12) for response in first.step()]
+    assert finished.count("length") == 2
+
+
+def test_prompt_of_one_token_needs_no_prompt_pass(rig: Rig) -> None:
+    rig.insert("a", [5])
+    rig.step()
+    assert rig.watched.passes == [(["a"], (1, 1))]
+
+
+def test_prompts_are_taken_in_by_prefill_step_size(model: Path) -> None:
+    rig = Rig(model, prefill_step_size=4)
+    rig.insert("a", list(range(3, 14)))
+    for _ in range(3):
+        assert rig.step() == []
+    assert [shape for _, shape in rig.watched.passes] == [(1, 4), (1, 4), (1, 2)]
+
+
+def test_model_needs_no_more_than_a_call(model: Path) -> None:
+    """`Routed` is no mlx module: the generator asks nothing else of it where caches are given."""
+    assert not hasattr(Rig(model).watched, "layers")
+
+
+def test_kv_cache_merges_from_an_instance_and_copies_deeply() -> None:
+    cache = KVCache()
+    merged = cache.merge([cache, KVCache()])
+    copy.deepcopy(merged).filter([1])
+    assert merged.left_padding.tolist() == [0, 0]
+
+
+def test_generator_runs_on_a_thread_that_did_not_import_it(model: Path) -> None:
+    said: list[int] = []
+
+    def run() -> None:
+        rig = Rig(model)
+        rig.insert("a", [5, 6, 7], 2)
+        while len(said) < 2:
+            said.extend(response.token for response in rig.step())
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert len(said) == 2
+
+
+def test_array_made_from_memory_on_one_thread_is_usable_on_another() -> None:
+    made: list[mx.array] = []
+    thread = threading.Thread(target=lambda: made.append(mx.array([1.0, 2.0])))
+    thread.start()
+    thread.join()
+    assert (made[0] * 2).tolist() == [2.0, 4.0]
+
+
+def test_vmapped_noise_equals_noise_drawn_alone() -> None:
+    keys = mx.array([[1, 2], [3, 4], [2**32 - 1, 0]], dtype=mx.uint32)
+    together = mx.vmap(lambda key: mx.random.gumbel((50,), key=key))(keys)
+    alone = mx.stack([mx.random.gumbel((50,), key=key) for key in keys])
+    assert mx.array_equal(together, alone)
+
+
+def test_gather_mm_picks_a_matrix_per_row_for_one_token_and_for_many() -> None:
+    stack = mx.random.normal((3, 8, 4))
+    slots = mx.array([2, 0], dtype=mx.uint32)
+    for length in (1, 5):
+        x = mx.random.normal((2, length, 8))
+        expected = mx.stack([x[0] @ stack[2], x[1] @ stack[0]])
+        assert mx.allclose(mx.gather_mm(x, stack, rhs_indices=slots), expected, atol=1e-5)
+
+
+def test_decoders_describe_themselves_as_json() -> None:
+    assert b'"ByteLevel"' in decoders.ByteLevel().__getstate__()
+
+
+def test_tokenizer_of_a_loaded_model_decodes_as_transformers_does(engine: Any) -> None:
+    assert engine.tokenizer.decode.__func__ is PreTrainedTokenizerBase.decode
