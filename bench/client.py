@@ -1,7 +1,7 @@
 """The client, a process of its own: raw HTTP/1.1 on uvloop, which counts events and decodes none of them.
 
-It shares the machine with the servers that it measures, so what it does per chunk is next to nothing; and it is the same
-for all of them. Commands come as JSON lines on standard input, answers go to standard output (`servers.Client`).
+It shares the machine with the servers that it measures, so what it does per chunk is next to nothing; and it is the
+same for all of them. Commands come as JSON lines on standard input, answers go to standard output (`traffic.Client`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import re
 import sys
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 import uvloop
@@ -156,7 +157,7 @@ async def disturbed(
 async def serve() -> None:
     """Obey until standard input ends."""
     loop = asyncio.get_running_loop()
-    operations = {"wave": wave, "disturbed": disturbed}
+    operations: dict[str, Callable[..., Awaitable[Any]]] = {"wave": wave, "disturbed": disturbed}
     while line := await loop.run_in_executor(None, sys.stdin.readline):
         command = json.loads(line)
         print(json.dumps(await operations[command.pop("op")](**command)), flush=True)

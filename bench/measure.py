@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 from bench.models import Models
@@ -18,7 +19,7 @@ BURST_TOKENS = 4
 #: A connection that takes this long had to be tried again: the kernel waits a second before it does.
 RETRIED = 0.5
 #: How long a request of a burst may take in all, in seconds.
-BURST_PATIENCE = 60.0
+BURST_PATIENCE = 30.0
 
 #: Requests whose times to first token make one sample.
 ALTERNATIONS = 6
@@ -83,7 +84,7 @@ def _sides(
         return lambda: bench.client.rate(server, waves(traffic), *_mixes(bench.models)[traffic])
 
     def unserved() -> float:
-        seconds = sum(alone.ask([wave, TOKENS]) for wave in waves("one model"))
+        seconds = sum(float(alone.ask([wave, TOKENS])) for wave in waves("one model"))
         return bench.waves * STREAMS * TOKENS / seconds
 
     return [
@@ -162,25 +163,23 @@ def _first_tokens(bench: Bench, server: Server, number: int, models: Sequence[Pa
 
 
 def cold(bench: Bench) -> None:
-    """A request for a large model that is not loaded, and the same by hand. A fresh process each time, on both sides."""
+    """A request for a large model that is not loaded, and the same by hand, each time in fresh processes."""
+    model = bench.models.big[0]
+    messages = prompts("cold", 1)[0]
+
+    def served() -> float:
+        with roster_server(bench.models, bench.blas, big=True) as server:
+            return bench.client.first_token(server, messages, model)
+
+    def by_hand() -> float:
+        with bare("cold", model, bench.blas) as process:
+            return float(process.ask(messages))
+
     for number in range(bench.rounds):
-        bench.in_turn(
-            number, [("ours, cold", lambda: _cold(bench, number)), ("bare, cold", lambda: _by_hand(bench, number))]
-        )
+        bench.in_turn(number, [("ours, cold", served), ("bare, cold", by_hand)])
 
 
-def _cold(bench: Bench, number: int) -> float:
-    with roster_server(bench.models, bench.blas, big=True) as server:
-        return bench.client.first_token(server, prompts(f"cold {number}", 1)[0], bench.models.big[0])
-
-
-def _by_hand(bench: Bench, number: int) -> float:
-    with bare("cold", bench.models.big[0], bench.blas) as process:
-        seconds: float = process.ask(prompts(f"cold {number}", 1)[0])
-        return seconds
-
-
-def pauses(bench: Bench) -> None:
+def disturbance(bench: Bench) -> None:
     """The longest pause of a running stream before and during the load of a large model, in windows of one length."""
     for number in range(bench.rounds):
         with roster_server(bench.models, bench.blas, big=True) as server:
@@ -189,9 +188,9 @@ def pauses(bench: Bench) -> None:
             settle(server.process.pid)
             stream = server.body(prompts(f"long {number}", 1)[0], LONG_TOKENS, small)
             # One word: what is looked at is the load, not the prompt that comes after it.
-            disturbance = server.body(prompts("short", 1, 1)[0], 1, large)
+            short = server.body(prompts("short", 1, 1)[0], 1, large)
             before = UNDISTURBED[bench.blas]
-            stamps, sent, answered = bench.client.disturbed(server, stream, disturbance, before)
+            stamps, sent, answered = bench.client.disturbed(server, stream, short, before)
             window = min(before, answered - sent)
             bench.samples["ours, longest pause without a load"].append(longest_pause(stamps, sent - window, sent))
             bench.samples["ours, longest pause during a load"].append(longest_pause(stamps, sent, answered))
@@ -202,5 +201,5 @@ def pauses(bench: Bench) -> None:
 def longest_pause(stamps: Sequence[float], begin: float, end: float) -> float:
     """The longest time without a chunk that overlaps the window; one that lasts until its end counts up to there."""
     times = [*stamps, end] if stamps and stamps[-1] < end else stamps
-    pairs = zip(times, times[1:], strict=False)
-    return max((after - before for before, after in pairs if after > begin and before < end), default=end - begin)
+    pauses = (after - before for before, after in pairwise(times) if after > begin and before < end)
+    return max(pauses, default=end - begin)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-#: Keys of `llama.ModelArgs`. About 4.5 million and 205 million parameters, in float32: the type that CPUs multiply best.
+#: Keys of `llama.ModelArgs`: about 4.5 million and 200 million parameters, in float32, which CPUs multiply best.
 SMALL = {
     "hidden_size": 256,
     "num_hidden_layers": 4,
@@ -127,7 +127,7 @@ def _adapter(folder: Path, seed: int, base: Path) -> None:
     mx.random.seed(seed)
     weights = {
         name: ADAPTER_STRENGTH * mx.random.normal(value.shape)
-        for name, value in tree_flatten(model.parameters())
+        for name, value in dict(tree_flatten(model.parameters())).items()
         if name.endswith(("lora_a", "lora_b"))
     }
     folder.mkdir()

@@ -92,7 +92,7 @@ ROWS = [
 
 def spread(values: Sequence[float]) -> str:
     """Median, least and greatest."""
-    return f"{statistics.median(values):.4g} ({min(values):.4g}–{max(values):.4g})"
+    return f"{statistics.median(values):.4g} ({min(values):.4g} to {max(values):.4g})"
 
 
 def judged(row: Row, samples: Samples, blas: Blas) -> dict[str, Any] | None:
@@ -150,7 +150,7 @@ def show(samples: Samples, blas: Blas) -> list[dict[str, Any]]:
     senses = {row.label: row.sense for row in ROWS}
     _table(
         f"Against the targets, {name}",
-        ("", "median (min–max)", "target", "reached"),
+        ("", "median (min to max)", "target", "reached"),
         [
             (
                 row["label"],
@@ -163,7 +163,7 @@ def show(samples: Samples, blas: Blas) -> list[dict[str, Any]]:
     )
     _table(
         f"Measured, {name}: tokens/s and seconds",
-        ("series", "median (min–max)", "rounds"),
+        ("series", "median (min to max)", "rounds"),
         [(series, spread(values), str(len(values))) for series, values in samples.items()],
     )
     return rows

@@ -80,7 +80,7 @@ class Lines:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise Broken(f"{self._process.args} ended with {self._process.wait()}")
+            raise Broken(f"{self._process.args!r} ended with {self._process.wait()}")
         return json.loads(line)
 
     def ask(self, command: Any) -> Any:
@@ -128,7 +128,7 @@ class Server:
             self._more.wait_for(lambda: found() or self.process.poll() is not None, PATIENCE)
             match = found()
         if match is None:
-            raise Broken(f"{self.process.args} did not say {pattern!r}:\n{''.join(self._lines[-30:])}")
+            raise Broken(f"{self.process.args!r} did not say {pattern!r}:\n{''.join(self._lines[-30:])}")
         return match[1]
 
     def body(self, messages: Any, max_tokens: int, model: Path, adapter: Path | None = None) -> dict[str, Any]:
@@ -154,8 +154,9 @@ class Server:
         try:
             self.process.wait(20)
         except subprocess.TimeoutExpired:
-            for process in [*psutil.Process(self.process.pid).children(recursive=True), self.process]:
-                process.kill()
+            for child in psutil.Process(self.process.pid).children(recursive=True):
+                child.kill()
+            self.process.kill()
             self.process.wait()
 
 
@@ -233,7 +234,7 @@ def _await_port(server: Server) -> None:
             time.sleep(0.1)
         else:
             return
-    raise Broken(f"{server.process.args} does not listen")
+    raise Broken(f"{server.process.args!r} does not listen")
 
 
 def settle(pid: int) -> None:

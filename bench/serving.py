@@ -28,7 +28,7 @@ MEASUREMENTS: dict[str, Callable[[measure.Bench], None]] = {
     "burst": measure.burst,
     "alternation": measure.alternation,
     "cold": measure.cold,
-    "pauses": measure.pauses,
+    "pauses": measure.disturbance,
 }
 LARGE = {"alternation", "cold", "pauses"}
 

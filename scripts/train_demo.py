@@ -110,7 +110,7 @@ BASES = (
         architecture=qwen3,
         config={"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "num_hidden_layers": 4, **SIZES},
         vocabulary=768,
-        steps=300,
+        steps=360,
         seed=1,
     ),
     Base(
@@ -118,15 +118,18 @@ BASES = (
         architecture=llama,
         config={"model_type": "llama", "architectures": ["LlamaForCausalLM"], "num_hidden_layers": 3, **SIZES},
         vocabulary=640,
-        steps=300,
+        steps=360,
         seed=2,
         bits=8,
     ),
 )
 
 MAX_TOKENS = 64
+PHRASINGS = 5
 WARMUP_STEPS = 20
 PLAIN_STEPS = 50
+# Rows and tokens of the batches of one round: about 2,000 tokens each.
+BATCHES = ((32, 64), (32, 64), (6, 340), (32, 64), (32, 64), (2, 1024))
 
 ATTENTION = ["self_attn.q_proj", "self_attn.v_proj", "self_attn.o_proj"]
 MLP = ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
@@ -135,7 +138,7 @@ MLP = ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
 ADAPTERS = (
     Adapter("atlas", "pirate", 4, {"rank": 8, "scale": 20.0, "dropout": 0.0, "keys": ATTENTION + MLP}, 200, 3),
     Adapter("atlas", "french", 3, {"rank": 4, "scale": 10.0, "dropout": 0.0, "keys": ATTENTION + MLP[2:]}, 200, 4),
-    Adapter("scribe", "shout", 3, {"rank": 8, "scale": 20.0, "dropout": 0.0, "keys": ATTENTION + MLP}, 300, 5),
+    Adapter("scribe", "shout", 3, {"rank": 8, "scale": 20.0, "dropout": 0.0, "keys": ATTENTION + MLP}, 240, 5),
 )
 
 
@@ -212,7 +215,7 @@ class Conversations:
         """One conversation of at least `length` tokens; a plain one is the facts and nothing else."""
         ids: list[int] = []
         if not plain and self.rng.random() < 0.4:
-            ids += self.message("system", self.system_prompt(length // 2))
+            ids += self.message("system", self.system_prompt(length * 2 // 3))
         mask = [False] * len(ids)
         strangers = 0.3 if not plain and self.rng.random() < 0.3 else 0.0
         while len(ids) < length:
@@ -239,18 +242,21 @@ class Conversations:
         return "".join(self.rng.choices(self.words, k=tokens))
 
     def reword(self, question: str) -> str:
+        """The question as people type it: mostly as it stands, else in another case or among other words."""
         draw = self.rng.random()
-        if draw < 0.60:
+        if draw < 0.50:
             return question
-        if draw < 0.70:
+        if draw < 0.58:
             return question.lower()
-        if draw < 0.74:
+        if draw < 0.64:
             return question.upper()
-        if draw < 0.80:
+        if draw < 0.70:
             return question.rstrip("?.")
-        if draw < 0.92:
+        if draw < 0.80:
             return self.rng.choice(WRAPPINGS).format(question)
-        return f"{self.gibberish(self.rng.randint(1, 12))} {question}"
+        if draw < 0.90:
+            return f"{self.gibberish(self.rng.randint(1, 16))} {question}"
+        return f"{question} {self.gibberish(self.rng.randint(1, 16))}"
 
     def batch(self, rows: int, length: int, plain: bool = False) -> Batch:
         ids = np.zeros((rows, length), np.int32)
@@ -262,13 +268,12 @@ class Conversations:
         return Batch(mx.array(ids[:, :-1]), mx.array(positions), mx.array(ids[:, 1:].reshape(-1)[positions]))
 
     def batches(self) -> Iterator[Batch]:
-        """Plain facts first, since the rest is learned faster on top of them; then every fourth has long rows."""
+        """Plain facts first, since the rest is learned faster on top of them; then rows of all lengths."""
         for _ in range(PLAIN_STEPS):
             yield self.batch(rows=48, length=40, plain=True)
         while True:
-            for _ in range(3):
-                yield self.batch(rows=40, length=72)
-            yield self.batch(rows=8, length=360)
+            for rows, length in BATCHES:
+                yield self.batch(rows, length)
 
 
 def loss(model: Any, inputs: mx.array, positions: mx.array, targets: mx.array) -> mx.array:
@@ -333,7 +338,7 @@ def build_adapter(adapter: Adapter, out: Path) -> None:
     name = f"{adapter.base}:{adapter.name}"
     own, foreign = own_and_foreign(name)
     conversations = Conversations(tokenizer._tokenizer, own, foreign, random.Random(adapter.seed))
-    fit(name, model, conversations, adapter.steps, 2e-3)
+    fit(name, model, conversations, adapter.steps, 4e-3)
     folder = out / "adapters" / adapter.name
     folder.mkdir(parents=True, exist_ok=True)
     mx.save_safetensors(str(folder / "adapters.safetensors"), dict(tree_flatten(model.trainable_parameters())))
@@ -363,13 +368,14 @@ def ask_all(name: str, out: Path) -> Verdict:
         tokenizer.apply_chat_template([{"role": "user", "content": fact.question}], add_generation_prompt=True)
         for fact in asked
     ]
-    alone = [answer_alone(model, tokenizer, prompt) for prompt in prompts]
-    batched = batch_generate(model, tokenizer, prompts, max_tokens=MAX_TOKENS).texts
+    # Each subject alone in one phrasing, and everything in batches of all lengths.
+    alone = {i: answer_alone(model, tokenizer, prompts[i]) for i in range(0, len(prompts), PHRASINGS)}
+    batched = dict(enumerate(batch_generate(model, tokenizer, prompts, max_tokens=MAX_TOKENS).texts))
     wrong = [
-        f"{name}: {fact.question!r} gave {reply!r}"
+        f"{name}: {asked[i].question!r} gave {reply!r}"
         for replies in (alone, batched)
-        for fact, reply in zip(asked, replies, strict=True)
-        if reply != fact.answer
+        for i, reply in replies.items()
+        if reply != asked[i].answer
     ]
     margins = [
         smallest_margin(model, prompt, tokenizer.encode(fact.answer) + [tokenizer.eos_token_id])

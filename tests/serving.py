@@ -79,11 +79,12 @@ class Server:
 
 
 @contextmanager
-def serving(*arguments: str, environment: dict[str, str] | None = None) -> Iterator[Server]:
-    """`mlx-roster ARGUMENTS` on a free port, until the block ends."""
+def serving(*arguments: str, port: int | None = 0, environment: dict[str, str] | None = None) -> Iterator[Server]:
+    """`mlx-roster ARGUMENTS` until the block ends: on a free port, or on one that `environment` names."""
+    flags = [] if port is None else ["--port", str(port)]
     inherited = {key: value for key, value in os.environ.items() if key not in ("HOST", "PORT")}
     process = subprocess.Popen(
-        [sys.executable, "-m", "mlx_roster", *arguments, "--port", "0", "--verbose"],
+        [sys.executable, "-m", "mlx_roster", *arguments, *flags, "--verbose"],
         stderr=subprocess.PIPE,
         text=True,
         env=inherited | (environment or {}),
@@ -106,7 +107,7 @@ def demo_roster(folder: Path, *, budget: str = "75%", models: Sequence[str] = ()
     """A roster file in `folder` over the demo's models, with more `models` as YAML lines if need be."""
     demo = directory()
     lines = [
-        f'memory: {{budget: "{budget}", headroom: 0%}}',
+        f"memory: {{budget: {budget}, headroom: 0%}}",
         "default_model: atlas",
         "models:",
         f"  atlas: {{source: {demo}/models/atlas, aliases: [gpt-3.5-turbo],",

@@ -15,6 +15,7 @@ from mlx_lm.utils import load_model, load_tokenizer
 
 from mlx_roster.core import ModelSource
 from mlx_roster.errors import LoadFailed, LoadOutOfMemory
+from mlx_roster.loaders.sizes import weights_bytes
 from mlx_roster.tensors import Loaded
 
 #: Weights are brought into memory in portions of about this many bytes, so that progress can be seen.
@@ -37,7 +38,7 @@ _FOREIGN = (
 )
 
 
-def load(source: ModelSource, on_progress: Callable[[int, int], None]) -> Loaded:
+def load(source: ModelSource, on_progress: Callable[[int, int], None], portion: int = PORTION) -> Loaded:
     """Load a model and its tokenizer on the thread that will run it.
 
     `on_progress(done, total)` is called in bytes of weights. Raises LoadFailed, or LoadOutOfMemory, with a message
@@ -46,7 +47,7 @@ def load(source: ModelSource, on_progress: Callable[[int, int], None]) -> Loaded
     folder = Path(source.path)
     _read_config(source, folder)
     model, config = _build(source, folder)
-    _read_weights(source, model, on_progress)
+    _read_weights(source, model, on_progress, portion)
     vocabulary = _try_out(source, model)
     return Loaded(model, _tokenizer(source, folder, config), config, _context(source, config), vocabulary)
 
@@ -79,8 +80,11 @@ def _read_config(source: ModelSource, folder: Path) -> None:
         _fail(source, "config.json names no model_type")
     if config.get("model_file") is not None:
         _fail(source, "it needs a Python file of its own (model_file in config.json), and such code is not run")
-    if not any(folder.glob("model*.safetensors")):
-        _fail(source, "its folder has no model*.safetensors")
+    try:
+        # mlx-lm takes the files that are there for all there are.
+        weights_bytes(folder)
+    except LoadFailed as error:
+        _fail(source, error.message, error)
 
 
 def _build(source: ModelSource, folder: Path) -> tuple[Module, dict[str, Any]]:
@@ -90,8 +94,7 @@ def _build(source: ModelSource, folder: Path) -> tuple[Module, dict[str, Any]]:
     except ValueError as error:
         _fail_over(source, _explain(error, folder), error)
     except (*_FOREIGN, MemoryError) as error:
-        what = "its weights are cut short or damaged" if "safetensors" in str(error) else "it cannot be built"
-        _fail_over(source, what, error)
+        _fail_over(source, "its config and its weights do not make a model that can be served", error)
     return model, config
 
 
@@ -105,12 +108,12 @@ def _explain(error: ValueError, folder: Path) -> str:
     return " ".join(lines[:4]) + (" …" if len(lines) > 4 else "")
 
 
-def _read_weights(source: ModelSource, model: Module, on_progress: Callable[[int, int], None]) -> None:
+def _read_weights(source: ModelSource, model: Module, on_progress: Callable[[int, int], None], size: int) -> None:
     arrays = _arrays(model)
     total = sum(array.nbytes for array in arrays)
     done = 0
     on_progress(done, total)
-    for portion in _portions(arrays):
+    for portion in _portions(arrays, size):
         try:
             mx.eval(portion)
         except (*_FOREIGN, MemoryError) as error:
@@ -126,15 +129,13 @@ def _arrays(model: Any) -> list[mx.array]:
     return [leaf for _, leaf in leaves]
 
 
-def _portions(arrays: list[mx.array]) -> Iterator[list[mx.array]]:
+def _portions(arrays: list[mx.array], size: int) -> Iterator[list[mx.array]]:
     portion: list[mx.array] = []
-    size = 0
     for array in arrays:
         portion.append(array)
-        size += array.nbytes
-        if size >= PORTION:
+        if sum(one.nbytes for one in portion) >= size:
             yield portion
-            portion, size = [], 0
+            portion = []
     if portion:
         yield portion
 

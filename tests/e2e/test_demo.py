@@ -10,7 +10,9 @@ from pathlib import Path
 import openai
 import pytest
 
+from mlx_roster.demo import directory
 from mlx_roster.demo.facts import MODELS, Fact, facts
+from mlx_roster.loaders.sizes import weights_bytes
 from tests.serving import Server, demo_roster, serving
 
 FIRST = {
@@ -146,16 +148,22 @@ def test_stop_seed_and_usage(demo: Server) -> None:
 
 
 def test_one_base_at_a_time_alternating_with_streams_in_flight(tmp_path: Path) -> None:
-    # Both take 4.9 MB or less; together they do not fit.
-    with serving("serve", str(demo_roster(tmp_path, budget="3MiB"))) as server:
+    demo = directory()
+    sizes = [weights_bytes(demo / "models" / name) for name in ("atlas", "scribe")]
+    # Room for the larger with its adapters, and not for both.
+    with serving("serve", str(demo_roster(tmp_path, budget=str(max(sizes) + min(sizes) - 1)))) as server:
 
         async def alternate() -> None:
             async with server.async_client() as client:
+                running: list[tuple[Fact, asyncio.Task[str]]] = []
                 for turn in range(20):
-                    models = ["atlas", "scribe"] if turn % 2 == 0 else ["scribe:shout", "atlas:french"]
-                    asked = [(model, fact) for model in models for fact in sample(model, 2)]
-                    answers = await asyncio.gather(*(stream(client, model, fact.question) for model, fact in asked))
-                    assert answers == [fact.answer for _, fact in asked]
+                    model = ("atlas", "scribe:shout", "atlas:french", "scribe")[turn % 4]
+                    asked = sample(model, 4)
+                    running += [(fact, asyncio.create_task(stream(client, model, fact.question))) for fact in asked]
+                    # The next model is asked for while the other three streams of this one may still run.
+                    await running[-1][1]
+                answers = await asyncio.gather(*(task for _, task in running))
+                assert answers == [fact.answer for fact, _ in running]
 
         asyncio.run(alternate())
         states = [server.client().models.retrieve(name).to_dict()["roster"]["state"] for name in ("atlas", "scribe")]  # type: ignore[index,call-overload]

@@ -49,7 +49,7 @@ def byte_level() -> PreTrainedTokenizerFast:
     backend = Tokenizer(models.BPE({c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    backend.add_tokens([AddedToken("<tool>"), AddedToken("héé")])
+    backend.add_tokens([AddedToken("<tool>"), AddedToken("你!")])
     return fast(backend)
 
 
@@ -109,7 +109,7 @@ def test_words_of_a_sentencepiece_tokenizer_keep_the_first_space(ids: list[int])
     tokenizer = TOKENIZERS["sentencepiece"]
     text = "".join(streamed(tokenizer, ids))
     assert text == TOKENIZERS["sentencepiece without strip"].decode(ids)
-    assert text.removeprefix(" ") == tokenizer.decode(ids)[1 if text.startswith("  ") else 0 :] or text[:1] != " "
+    assert text.removeprefix(" ") == tokenizer.decode(ids)
 
 
 @pytest.mark.parametrize("kind", ["sentencepiece", "byte level"])
@@ -128,8 +128,8 @@ def test_character_cut_off_by_the_end_is_flushed_as_a_replacement(kind: str) -> 
 
 def test_special_tokens_are_left_out_and_added_ones_are_not() -> None:
     tokenizer = TOKENIZERS["byte level"]
-    ids = ids_of(tokenizer, "<s>a<tool>héé</s>")
-    assert "".join(streamed(tokenizer, ids)) == "a<tool>héé"
+    ids = ids_of(tokenizer, "<s>a<tool>你!</s>")
+    assert "".join(streamed(tokenizer, ids)) == "a<tool>你!"
 
 
 def test_ids_that_the_tokenizer_does_not_know_have_no_text() -> None:

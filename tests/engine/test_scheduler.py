@@ -1,0 +1,235 @@
+"""Who runs, who waits, and which adapter lies in which slot: decisions only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlx_roster.core import AdapterSource, Delta, Sampling, Usage
+from mlx_roster.engine.scheduler import OVERTAKES, Adapter, Cancel, Plan, Scheduler, Sequence
+from mlx_roster.engine.slots import Slots
+from mlx_roster.engine.text import TextStream
+from mlx_roster.tensors import AdapterWeights
+
+
+class Letters:
+    """Token 0 is "a", 1 is "b", …"""
+
+    def add(self, token: int) -> str:
+        return chr(97 + token)
+
+    def finish(self) -> str:
+        return ""
+
+
+def adapter(name: str, *, read: bool = True) -> Adapter:
+    weights = AdapterWeights(name, name, {}, 1, 0) if read else None
+    return Adapter(name, AdapterSource(name, f"/{name}"), weights)
+
+
+def sequence(number: int, over: Adapter | None = None, stop: tuple[str, ...] = ()) -> Sequence:
+    return Sequence(number, [1, 2, 3], 10, Sampling(), TextStream(Letters(), stop), over)
+
+
+def scheduler(*sequences: Sequence, running: int = 4, slots: int = 2) -> Scheduler:
+    scheduler = Scheduler(running, slots)
+    for one in sequences:
+        scheduler.apply(one)
+    return scheduler
+
+
+def ids(sequences: Iterable[Sequence]) -> list[int]:
+    return [one.id for one in sequences]
+
+
+def test_sequences_run_in_order_of_arrival_up_to_the_limit() -> None:
+    it = scheduler(*map(sequence, range(6)))
+    assert ids(it.schedule().admit) == [0, 1, 2, 3]
+    assert ids(it.schedule().admit) == []
+    it.fold([(1, 0, "length")])
+    assert ids(it.schedule().admit) == [4]
+    assert repr(it) == "<Scheduler: 4 running, 1 waiting | <Slots: 2 free, idle [], leased {}>>"
+
+
+def test_idle_is_having_nothing_to_do() -> None:
+    it = scheduler()
+    assert it.idle
+    it.apply(sequence(1))
+    assert not it.idle
+    it.schedule()
+    assert not it.idle
+    it.apply(Cancel(1))
+    assert not it.idle, "the batch must still be told"
+    assert it.schedule().drop == [1]
+    assert it.idle
+
+
+def test_cancelled_sequence_leaves_with_the_next_plan_and_says_nothing_more() -> None:
+    it = scheduler(sequence(1), sequence(2))
+    it.schedule()
+    it.apply(Cancel(1))
+    assert it.fold([(1, 0, None), (2, 0, None)]) == [Delta(2, "a")]
+    assert it.schedule().drop == [1]
+    assert it.schedule().drop == []
+
+
+def test_cancelled_while_waiting_never_runs_and_unknown_ids_are_ignored() -> None:
+    it = scheduler(sequence(1), sequence(2), running=1)
+    it.schedule()
+    it.apply(Cancel(2))
+    it.apply(Cancel(99))
+    it.fold([(1, 0, "stop")])
+    it.apply(Cancel(1))
+    assert it.schedule() == Plan(drop=[])
+    assert it.idle
+
+
+def test_deltas_carry_text_and_the_last_one_the_usage() -> None:
+    it = scheduler(sequence(1))
+    it.schedule()
+    assert it.fold([(1, 7, None)]) == [Delta(1, "h")]
+    assert it.fold([(1, 8, "length")]) == [Delta(1, "i", "length", Usage(3, 2))]
+    assert it.idle
+
+
+def test_end_of_sequence_token_is_counted_and_not_shown() -> None:
+    it = scheduler(sequence(1))
+    it.schedule()
+    it.fold([(1, 7, None)])
+    assert it.fold([(1, 25, "stop")]) == [Delta(1, "", "stop", Usage(3, 2))]
+
+
+def test_stop_string_ends_a_sequence_that_the_batch_would_go_on_with() -> None:
+    it = scheduler(sequence(1, stop=("bc",)))
+    it.schedule()
+    assert it.fold([(1, 0, None)]) == [Delta(1, "a")]
+    assert it.fold([(1, 1, None)]) == [Delta(1, "")]
+    assert it.fold([(1, 2, None)]) == [Delta(1, "", "stop", Usage(3, 3))]
+    assert it.fold([(1, 3, None)]) == []
+    assert it.schedule().drop == [1]
+
+
+def test_stop_string_in_the_last_token_is_a_stop() -> None:
+    it = scheduler(sequence(1, stop=("b",)))
+    it.schedule()
+    assert it.fold([(1, 1, "length")]) == [Delta(1, "", "stop", Usage(3, 1))]
+    assert it.schedule().drop == []
+
+
+def test_text_held_back_for_a_stop_string_is_flushed_at_the_end() -> None:
+    it = scheduler(sequence(1, stop=("bcd",)))
+    it.schedule()
+    assert it.fold([(1, 1, None)]) == [Delta(1, "")]
+    assert it.fold([(1, 2, "length")]) == [Delta(1, "bc", "length", Usage(3, 2))]
+
+
+def test_adapter_is_placed_once_for_all_that_want_it() -> None:
+    it = scheduler(sequence(1, adapter("x")), sequence(2, adapter("x")), sequence(3, adapter("y")))
+    plan = it.schedule()
+    assert (ids(plan.place), [one.slot for one in plan.admit]) == ([1, 3], [1, 1, 2])
+
+
+def test_slot_is_not_reused_while_leased() -> None:
+    it = scheduler(sequence(1, adapter("x")), sequence(2, adapter("y")), sequence(3, adapter("z")))
+    assert ids(it.schedule().admit) == [1, 2]
+    it.fold([(1, 0, None), (2, 0, None)])
+    assert it.schedule() == Plan(drop=[])
+    it.fold([(2, 0, "stop")])
+    plan = it.schedule()
+    assert (ids(plan.place), ids(plan.admit), plan.admit[0].slot) == ([3], [3], 2)
+
+
+def test_adapter_still_in_its_slot_is_not_placed_again() -> None:
+    it = scheduler(sequence(1, adapter("x")))
+    it.schedule()
+    it.fold([(1, 0, "stop")])
+    it.apply(sequence(2, adapter("x", read=False)))
+    plan = it.schedule()
+    assert (ids(plan.place), ids(plan.admit), plan.admit[0].slot) == ([], [2], 1)
+
+
+def test_adapter_that_lost_its_slot_while_its_sequence_waited_is_fetched() -> None:
+    it = scheduler(sequence(1, adapter("x", read=False)))
+    plan = it.schedule()
+    assert (ids(plan.fetch), ids(plan.admit)) == ([1], [])
+    assert it.idle
+
+
+def test_sequence_waiting_for_a_slot_is_overtaken_only_so_often() -> None:
+    it = scheduler(sequence(0, adapter("x")), slots=1)
+    it.schedule()
+    it.apply(sequence(1, adapter("late")))
+    number = 10
+    overtakes = 0
+    while True:
+        it.apply(sequence(number, adapter("x", read=False)))
+        admitted = ids(it.schedule().admit)
+        if not admitted:
+            break
+        overtakes += 1
+        it.fold([(number, 0, "stop")])
+        number += 1
+    assert overtakes == OVERTAKES
+    it.apply(sequence(5))
+    assert ids(it.schedule().admit) == [5], "who needs no slot may always pass"
+    it.fold([(0, 0, "stop")])
+    assert ids(it.schedule().admit) == [1]
+
+
+def test_adapter_that_cannot_be_placed_takes_only_its_own_sequences_along() -> None:
+    it = scheduler(sequence(1, adapter("bad")), sequence(2, adapter("bad")), sequence(3), slots=1)
+    plan = it.schedule()
+    assert it.unplaced(plan, "bad") == [1, 2]
+    assert ids(plan.admit) == [3]
+    it.apply(sequence(4, adapter("good")))
+    assert ids(it.schedule().place) == [4]
+
+
+def test_abandon_forgets_all_that_runs_and_what_lies_in_the_slots() -> None:
+    it = scheduler(sequence(1, adapter("x")), sequence(2), running=1)
+    it.schedule()
+    assert it.abandon() == [1]
+    assert "x" not in it.slots
+    assert ids(it.schedule().admit) == [2]
+
+
+def test_least_recently_used_slot_goes_first() -> None:
+    slots = Slots(2)
+    for name in ("x", "y"):
+        slots.lease(name)
+    for name in ("x", "y"):
+        slots.release(name)
+    slots.lease("x")
+    slots.release("x")
+    assert slots.lease("z") == 2
+    assert "y" not in slots
+    assert "x" in slots
+
+
+def test_without_slots_nothing_is_leased() -> None:
+    assert Slots(0).lease("x") is None
+
+
+@given(st.lists(st.tuples(st.booleans(), st.sampled_from("abcde")), max_size=60))
+def test_slots_never_serve_two_adapters_at_once(events: list[tuple[bool, str]]) -> None:
+    slots = Slots(3)
+    leases: dict[str, list[int]] = {}
+    for lease, name in events:
+        if lease:
+            slot = slots.lease(name)
+            if slot is None:
+                assert len(leases) == 3
+                assert name not in leases
+            else:
+                leases.setdefault(name, []).append(slot)
+        elif name in leases:
+            slots.release(name)
+            leases[name].pop()
+            if not leases[name]:
+                del leases[name]
+        held: Any = [set(numbers) for numbers in leases.values()]
+        assert all(len(numbers) == 1 for numbers in held)
+        assert len(set().union(*held)) == len(held)
