@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mlx_lm.generate import BatchGenerator
+from mlx_lm.sample_utils import Sampler, make_sampler
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -40,9 +41,9 @@ SIZES = {
 KEYS = ["self_attn.q_proj", "self_attn.v_proj"]
 
 
-def bare(loaded: Loaded, prompts: list[list[int]], tokens: int) -> float:
+def bare(loaded: Loaded, prompts: list[list[int]], tokens: int, sampler: Sampler | None = None) -> float:
     """Tokens a second of mlx-lm alone, reading what it returns."""
-    generator = BatchGenerator(loaded.model, stop_tokens=[(5000,)], completion_batch_size=len(prompts))
+    generator = BatchGenerator(loaded.model, stop_tokens=[(5000,)], completion_batch_size=len(prompts), sampler=sampler)
     start = time.perf_counter()
     generator.insert(prompts, [tokens] * len(prompts))
     count = 0
@@ -85,7 +86,12 @@ def variants(folder: Path, streams: int, tokens: int) -> dict[str, Callable[[], 
         "engine, plain, layers wrapped": lambda: served(engine, requests([None] * streams)),
         "engine, one adapter on all rows": lambda: served(engine, requests([adapters[0]] * streams)),
         f"engine, {streams} adapters": lambda: served(engine, requests([*adapters])),
-        "engine, sampling (top_p)": lambda: served(
+        "bare, temperature": lambda: bare(alone, prompts, tokens, make_sampler(0.8)),
+        "engine, temperature": lambda: served(
+            plain, [tiny.request(prompt, tokens, temperature=0.8, seed=1) for prompt in prompts]
+        ),
+        "bare, temperature and top_p": lambda: bare(alone, prompts, tokens, make_sampler(0.8, top_p=0.9)),
+        "engine, temperature and top_p": lambda: served(
             plain, [tiny.request(prompt, tokens, temperature=0.8, top_p=0.9, seed=1) for prompt in prompts]
         ),
     }

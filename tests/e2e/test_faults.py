@@ -8,6 +8,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2 as httpx
@@ -68,26 +69,65 @@ def client(server: Server) -> Iterator[httpx.Client]:
         yield client
 
 
+@contextmanager
+def killed_in_mid_stream(server: Server, client: httpx.Client) -> Iterator[Iterator[str]]:
+    """A stream of "one" of which five events have come when its worker is killed: the events from then on."""
+    with client.stream("POST", "/chat/completions", json=body("one", tokens=20_000)) as response:
+        payloads = events(response)
+        for _ in range(5):
+            next(payloads)
+        os.kill(server.worker("one"), signal.SIGKILL)
+        yield payloads
+
+
 def test_worker_dies_mid_stream_client_gets_error_event_and_done(server: Server, client: httpx.Client) -> None:
-    """And other_models_streams_survive_a_crash, and next_request_after_a_crash_reloads."""
-    undisturbed = whole(client, "two", 3000)
-    first = whole(client, "one", 50)
-    beside: list[str] = []
-    with client.stream("POST", "/chat/completions", json=body("two", tokens=3000)) as other:
+    with killed_in_mid_stream(server, client) as payloads:
+        *_, error, done = payloads
+    assert json.loads(error)["error"]["code"] == "worker_crashed"
+    assert done == "[DONE]"
+
+
+def test_other_models_streams_survive_a_crash(server: Server, client: httpx.Client) -> None:
+    undisturbed = whole(client, "two", 2000)
+    with client.stream("POST", "/chat/completions", json=body("two", tokens=2000)) as other:
         payloads = events(other)
-        beside += [next(payloads) for _ in range(5)]
-        with client.stream("POST", "/chat/completions", json=body("one", tokens=20_000)) as victim:
-            cut = events(victim)
-            for _ in range(5):
-                next(cut)
-            os.kill(server.worker("one"), signal.SIGKILL)
-            *_, error, done = cut
-        assert json.loads(error)["error"]["code"] == "worker_crashed"
+        beside = [next(payloads) for _ in range(5)]
+        with killed_in_mid_stream(server, client) as cut:
+            *_, done = cut
         assert done == "[DONE]"
         beside += payloads
     assert said(beside) == undisturbed
-    assert whole(client, "one", 50) == first
     assert client.get("/models/two").json()["roster"]["state"] == "ready"
+
+
+def test_next_request_after_a_crash_reloads(server: Server, client: httpx.Client) -> None:
+    before = whole(client, "one", 50)
+    first = server.worker("one")
+    with killed_in_mid_stream(server, client) as payloads:
+        assert list(payloads)[-1] == "[DONE]"
+    assert whole(client, "one", 50) == before
+    assert server.worker("one") != first
+
+
+def test_busy_model_is_never_evicted_and_its_stream_is_byte_identical(tmp_path: Path) -> None:
+    source = babbler(tmp_path / "busy")
+    roster = demo_roster(tmp_path, budget="3MiB", models=[f"  busy: {{source: {source}}}"])
+    with serving("serve", str(roster)) as server, httpx.Client(base_url=server.url, timeout=PATIENCE) as client:
+        undisturbed = whole(client, "busy", 1500)
+        with client.stream("POST", "/chat/completions", json=body("busy", tokens=1500)) as response:
+            payloads = events(response)
+            beside = [next(payloads) for _ in range(5)]
+            # atlas takes nearly all of the budget: it has to wait for the stream's end.
+            waiting = threading.Thread(target=whole, args=(client, "atlas", 3))
+            waiting.start()
+            while client.get("/models/atlas").json()["roster"]["queued"] == 0:
+                pass
+            beside += payloads
+        waiting.join()
+        assert said(beside) == undisturbed
+        log = "\n".join(server.lines)
+        assert log.index("unloading busy") > log.index("loaded busy")
+        assert log.index("loading atlas") > log.index("unloading busy")
 
 
 def test_crash_without_a_stream_is_502(server: Server, client: httpx.Client) -> None:
@@ -112,20 +152,30 @@ def test_crash_without_a_stream_is_502(server: Server, client: httpx.Client) -> 
     assert answers[0].json()["error"]["code"] == "worker_crashed"
 
 
-@pytest.mark.parametrize("stream", [True, False])
-def test_disconnect_stops_the_generation(server: Server, client: httpx.Client, stream: bool) -> None:
-    """client_disconnect_mid_stream_releases_lease_once and non_stream_disconnect_cancels_generation."""
-    whole(client, "one", 1)
-    payload = json.dumps(body("one", tokens=30_000, stream=stream)).encode()
-    url = httpx.URL(server.url)
-    with socket.create_connection((url.host, url.port)) as leaver:
+@contextmanager
+def asking(server: Server, payload: dict[str, object]) -> Iterator[socket.socket]:
+    """A connection that has sent a request, and that hangs up at the end of the block."""
+    url, content = httpx.URL(server.url), json.dumps(payload).encode()
+    with socket.create_connection((url.host, url.port)) as connection:
         head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {url.host}\r\nContent-Type: application/json\r\n"
-        leaver.sendall(f"{head}Content-Length: {len(payload)}\r\n\r\n".encode() + payload)
-        if stream:
-            assert leaver.recv(1000).startswith(b"HTTP/1.1 200 OK")
-        else:
-            while client.get("/models/one").json()["roster"]["in_flight"] == 0:
-                pass
+        connection.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
+        yield connection
+
+
+def test_client_disconnect_mid_stream_releases_lease_once(server: Server, client: httpx.Client) -> None:
+    whole(client, "one", 1)
+    with asking(server, body("one", tokens=30_000)) as connection:
+        assert connection.recv(1000).startswith(b"HTTP/1.1 200 OK")
+    while client.get("/models/one").json()["roster"]["in_flight"]:
+        pass
+    assert idle(psutil.Process(server.worker("one")), client)
+
+
+def test_non_stream_disconnect_cancels_generation(server: Server, client: httpx.Client) -> None:
+    whole(client, "one", 1)
+    with asking(server, body("one", tokens=30_000, stream=False)):
+        while client.get("/models/one").json()["roster"]["in_flight"] == 0:
+            pass
     while client.get("/models/one").json()["roster"]["in_flight"]:
         pass
     assert idle(psutil.Process(server.worker("one")), client)
