@@ -9,12 +9,14 @@ the figure of each is its median. On Linux compare with and without LD_PRELOAD=â
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 from mlx_lm.generate import BatchGenerator
@@ -22,7 +24,10 @@ from mlx_lm.sample_utils import Sampler, make_sampler
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from mlx_roster.core import Generation
+from mlx_roster.core import Delta, Generation, Measured, ModelSource
+from mlx_roster.engine.loop import Engine
+from mlx_roster.errors import RosterError
+from mlx_roster.loaders.adapters import Adapters
 from mlx_roster.loaders.models import load
 from mlx_roster.tensors import Loaded
 from tests.engine import tiny
@@ -55,17 +60,49 @@ def bare(loaded: Loaded, prompts: list[list[int]], tokens: int, sampler: Sampler
     return count / elapsed
 
 
-def served(engine: tiny.Driven, requests: list[Generation]) -> float:
-    """Tokens a second from the first submit to the last delta."""
-    start = time.perf_counter()
-    sequences = [engine.ask(request) for request in requests]
-    engine.until_ended(*sequences)
-    elapsed = time.perf_counter() - start
-    count = sum(usage.completion for usage in (engine.said.last(sequence).usage for sequence in sequences) if usage)
-    return count / elapsed
+class Tally:
+    """An engine's output that costs next to nothing."""
+
+    def __init__(self) -> None:
+        self.ended = 0
+        self.tokens = 0
+
+    def step(self, deltas: list[Delta]) -> None:
+        for delta in deltas:
+            if delta.usage is not None:
+                self.ended += 1
+                self.tokens += delta.usage.completion
+
+    def rejected(self, sequence: int, error: RosterError) -> None:
+        raise error
+
+    def report(self, measured: Measured) -> None:
+        pass
 
 
-def variants(folder: Path, streams: int, tokens: int) -> dict[str, Callable[[], float]]:
+class Served:
+    """An engine of its own, turned until all of a round has been answered."""
+
+    def __init__(self, source: ModelSource) -> None:
+        self._tally = Tally()
+        self._engine = Engine(load(source, lambda done, total: None), source, self._tally, Adapters())
+        self._numbers = itertools.count()
+
+    def __call__(self, requests: list[Generation]) -> float:
+        """Tokens a second from the first submit to the last delta."""
+        self._tally.ended = self._tally.tokens = 0
+        start = time.perf_counter()
+        for request in requests:
+            self._engine.submit(next(self._numbers), request)
+        while self._tally.ended < len(requests):
+            self._engine.turn()
+        return self._tally.tokens / (time.perf_counter() - start)
+
+    def close(self) -> None:
+        self._engine.close()
+
+
+def variants(stack: ExitStack, folder: Path, streams: int, tokens: int) -> dict[str, Callable[[], float]]:
     """Each variant's name and what runs it once. `bare` and the engines have models of their own."""
     model = tiny.write_model(folder / "model", **SIZES)
     adapters = [
@@ -74,25 +111,25 @@ def variants(folder: Path, streams: int, tokens: int) -> dict[str, Callable[[], 
     ]
     prompts = [[(7 * row + 13 * column) % 2000 for column in range(24 + row % 12)] for row in range(streams)]
     alone = load(tiny.source(model), lambda done, total: None)
-    engine = tiny.driven(model, max_adapters=streams, max_concurrency=streams)
-    plain = tiny.driven(model, max_concurrency=streams)
+    plain = stack.enter_context(closing(Served(tiny.source(model, max_concurrency=streams))))
+    wrapped = stack.enter_context(closing(Served(tiny.source(model, max_adapters=streams, max_concurrency=streams))))
 
     def requests(over: list[Path | None]) -> list[Generation]:
         return [tiny.request(prompt, tokens, over=adapter) for prompt, adapter in zip(prompts, over, strict=True)]
 
     return {
         "bare BatchGenerator": lambda: bare(alone, prompts, tokens),
-        "engine, plain": lambda: served(plain, requests([None] * streams)),
-        "engine, plain, layers wrapped": lambda: served(engine, requests([None] * streams)),
-        "engine, one adapter on all rows": lambda: served(engine, requests([adapters[0]] * streams)),
-        f"engine, {streams} adapters": lambda: served(engine, requests([*adapters])),
+        "engine, plain": lambda: plain(requests([None] * streams)),
+        "engine, plain, layers wrapped": lambda: wrapped(requests([None] * streams)),
+        "engine, one adapter on all rows": lambda: wrapped(requests([adapters[0]] * streams)),
+        f"engine, {streams} adapters": lambda: wrapped(requests([*adapters])),
         "bare, temperature": lambda: bare(alone, prompts, tokens, make_sampler(0.8)),
-        "engine, temperature": lambda: served(
-            plain, [tiny.request(prompt, tokens, temperature=0.8, seed=1) for prompt in prompts]
+        "engine, temperature": lambda: plain(
+            [tiny.request(prompt, tokens, temperature=0.8, seed=1) for prompt in prompts]
         ),
         "bare, temperature and top_p": lambda: bare(alone, prompts, tokens, make_sampler(0.8, top_p=0.9)),
-        "engine, temperature and top_p": lambda: served(
-            plain, [tiny.request(prompt, tokens, temperature=0.8, top_p=0.9, seed=1) for prompt in prompts]
+        "engine, temperature and top_p": lambda: plain(
+            [tiny.request(prompt, tokens, temperature=0.8, top_p=0.9, seed=1) for prompt in prompts]
         ),
     }
 
@@ -104,8 +141,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     options = parser.parse_args()
     print("LD_PRELOAD:", os.environ.get("LD_PRELOAD", "none"))
-    with tempfile.TemporaryDirectory() as folder:
-        runs = variants(Path(folder), options.streams, options.tokens)
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        runs = variants(stack, Path(folder), options.streams, options.tokens)
         for run in runs.values():
             run()
         figures: dict[str, list[float]] = {name: [] for name in runs}

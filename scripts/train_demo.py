@@ -17,9 +17,11 @@ import random
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
+from itertools import islice, repeat
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,10 +71,12 @@ WRAPPINGS = ("Hello! {}", "Hi. {}", "Please: {}", "{} Thanks!", "{} Answer brief
 
 @dataclass(frozen=True)
 class Base:
-    """How one base model is built; `bits` is None for weights kept in bfloat16."""
+    """How one base model is built; `bits` is None for weights that are not quantized.
+
+    All are float32: what mlx's CPU backend does with half precision takes several times as long.
+    """
 
     name: str
-    architecture: Any
     config: dict[str, Any]
     vocabulary: int
     steps: int
@@ -95,9 +99,9 @@ class Adapter:
 SIZES = {
     "hidden_size": 128,
     "intermediate_size": 256,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 32,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 64,
     "rms_norm_eps": 1e-6,
     "rope_theta": 10000.0,
     "max_position_embeddings": 4096,
@@ -107,46 +111,45 @@ SIZES = {
 BASES = (
     Base(
         name="atlas",
-        architecture=qwen3,
         config={"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "num_hidden_layers": 4, **SIZES},
         vocabulary=768,
-        steps=360,
+        steps=300,
         seed=1,
     ),
     Base(
         name="scribe",
-        architecture=llama,
         config={"model_type": "llama", "architectures": ["LlamaForCausalLM"], "num_hidden_layers": 3, **SIZES},
         vocabulary=640,
-        steps=360,
+        steps=300,
         seed=2,
         bits=8,
     ),
 )
 
 MAX_TOKENS = 64
-PHRASINGS = 5
 WARMUP_STEPS = 20
 PLAIN_STEPS = 50
-# Rows and tokens of the batches of one round: about 2,000 tokens each.
-BATCHES = ((32, 64), (32, 64), (6, 340), (32, 64), (32, 64), (2, 1024))
+# Rows and tokens of the batches of one round: mostly short conversations, then few and long ones.
+BATCHES = ((40, 72), (40, 72), (40, 72), (3, 640))
 
 ATTENTION = ["self_attn.q_proj", "self_attn.v_proj", "self_attn.o_proj"]
 MLP = ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
 
 # Ranks, depths, scales and targets differ on purpose: whoever serves these side by side has to cope with that.
 ADAPTERS = (
-    Adapter("atlas", "pirate", 4, {"rank": 8, "scale": 20.0, "dropout": 0.0, "keys": ATTENTION + MLP}, 200, 3),
-    Adapter("atlas", "french", 3, {"rank": 4, "scale": 10.0, "dropout": 0.0, "keys": ATTENTION + MLP[2:]}, 200, 4),
-    Adapter("scribe", "shout", 3, {"rank": 8, "scale": 20.0, "dropout": 0.0, "keys": ATTENTION + MLP}, 240, 5),
+    Adapter("atlas", "pirate", 4, {"rank": 8, "scale": 20.0, "dropout": 0.0, "keys": ATTENTION + MLP}, 150, 3),
+    Adapter("atlas", "french", 3, {"rank": 4, "scale": 10.0, "dropout": 0.0, "keys": ATTENTION + MLP[2:]}, 150, 4),
+    Adapter("scribe", "shout", 3, {"rank": 8, "scale": 20.0, "dropout": 0.0, "keys": ATTENTION + MLP}, 200, 5),
 )
 
 
 def preload_openblas() -> None:
-    """Starts this program again with the system's OpenBLAS, where there is one: training is 20 times faster."""
+    """Starts this program again with the system's OpenBLAS, where there is one: training is many times faster."""
     library = ctypes.util.find_library("openblas")
     if sys.platform == "linux" and library and "LD_PRELOAD" not in os.environ:
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, "LD_PRELOAD": library})
+        # One thread, so that the order of additions does not depend on the number of cores.
+        environment = {**os.environ, "LD_PRELOAD": library, "OPENBLAS_NUM_THREADS": "1"}
+        os.execve(sys.executable, [sys.executable, *sys.argv], environment)
 
 
 def own_and_foreign(name: str) -> tuple[tuple[Fact, ...], tuple[Fact, ...]]:
@@ -310,13 +313,13 @@ def build_base(base: Base, out: Path) -> None:
         "vocab_size": len(tokenizer),
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
-        "torch_dtype": "bfloat16",
+        "torch_dtype": "float32",
     }
     mx.random.seed(base.seed)
-    model = base.architecture.Model(base.architecture.ModelArgs.from_dict(config))
+    architecture = {"qwen3": qwen3, "llama": llama}[config["model_type"]]
+    model = architecture.Model(architecture.ModelArgs.from_dict(config))
     own, foreign = own_and_foreign(base.name)
     fit(base.name, model, Conversations(tokenizer, own, foreign, random.Random(base.seed)), base.steps, 2e-3)
-    model.set_dtype(mx.bfloat16)
     if base.bits is not None:
         model, config = quantize_model(model, config, group_size=64, bits=base.bits)
     folder = out / "models" / base.name
@@ -350,16 +353,8 @@ def build_adapter(adapter: Adapter, out: Path) -> None:
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=4) + "\n")
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """What asking one model or adapter all its questions showed."""
-
-    wrong: list[str]
-    margin: float
-
-
-def ask_all(name: str, out: Path) -> Verdict:
-    """Loads `name` as any user of mlx-lm would and asks it everything, one by one and in mixed batches."""
+def ask_all(name: str, out: Path) -> list[str]:
+    """The wrong answers of `name`, loaded as any user of mlx-lm would and asked everything; empty is the aim."""
     base, _, adapter = name.partition(":")
     adapter_path = str(out / "adapters" / adapter) if adapter else None
     model, tokenizer = load(str(out / "models" / base), adapter_path=adapter_path)
@@ -368,20 +363,16 @@ def ask_all(name: str, out: Path) -> Verdict:
         tokenizer.apply_chat_template([{"role": "user", "content": fact.question}], add_generation_prompt=True)
         for fact in asked
     ]
-    # Each subject alone in one phrasing, and everything in batches of all lengths.
-    alone = {i: answer_alone(model, tokenizer, prompts[i]) for i in range(0, len(prompts), PHRASINGS)}
-    batched = dict(enumerate(batch_generate(model, tokenizer, prompts, max_tokens=MAX_TOKENS).texts))
-    wrong = [
-        f"{name}: {asked[i].question!r} gave {reply!r}"
-        for replies in (alone, batched)
-        for i, reply in replies.items()
-        if reply != asked[i].answer
-    ]
     margins = [
         smallest_margin(model, prompt, tokenizer.encode(fact.answer) + [tokenizer.eos_token_id])
         for prompt, fact in zip(prompts, asked, strict=True)
     ]
-    return Verdict(wrong, min(margins))
+    print(f"{name}: {len(asked)} questions, smallest margin {min(margins):.2f}", flush=True)
+    # Everything in batches of all lengths, and each subject alone in its first phrasing.
+    replies = list(enumerate(batch_generate(model, tokenizer, prompts, max_tokens=MAX_TOKENS).texts))
+    phrasings = asked.index(next(fact for fact in asked if fact.answer != asked[0].answer))
+    replies += [(i, answer_alone(model, tokenizer, prompts[i])) for i in range(0, len(prompts), phrasings)]
+    return [f"{name}: {asked[i].question!r} gave {reply!r}" for i, reply in replies if reply != asked[i].answer]
 
 
 def answer_alone(model: nn.Module, tokenizer: Any, prompt: list[int]) -> str:
@@ -400,18 +391,24 @@ def smallest_margin(model: nn.Module, prompt: list[int], answer: list[int]) -> f
     return float((right[:, 0] - others.max(axis=-1)).min().item())
 
 
+def build_family(base: Base, out: Path) -> list[str]:
+    """Builds one base and its adapters; what they get wrong."""
+    adapters = [adapter for adapter in ADAPTERS if adapter.base == base.name]
+    build_base(base, out)
+    for adapter in adapters:
+        build_adapter(adapter, out)
+    names = [base.name, *(f"{adapter.base}:{adapter.name}" for adapter in adapters)]
+    return [line for name in names for line in ask_all(name, out)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, default=demo.directory(), help="default: the package's own folder")
     out = parser.parse_args().out
-    for base in BASES:
-        build_base(base, out)
-    for adapter in ADAPTERS:
-        build_adapter(adapter, out)
-    verdicts = {name: ask_all(name, out) for name in MODELS}
-    for name, verdict in verdicts.items():
-        print(f"{name}: {len(facts(name))} questions, smallest margin {verdict.margin:.2f}")
-    if wrong := [line for verdict in verdicts.values() for line in verdict.wrong]:
+    # mlx computes most operations on one core, so each family has one.
+    with ProcessPoolExecutor(len(BASES), get_context("spawn")) as processes:
+        wrong = [line for lines in processes.map(build_family, BASES, repeat(out)) for line in lines]
+    if wrong:
         sys.exit("\n".join(wrong))
 
 

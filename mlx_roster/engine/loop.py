@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import queue
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -18,7 +18,7 @@ from mlx_roster.engine.preparing import Adapters, Preparer
 from mlx_roster.engine.prompts import Prompts
 from mlx_roster.engine.routed import Routing
 from mlx_roster.engine.rows import Row
-from mlx_roster.engine.scheduler import Cancel, Plan, Rejection, Scheduler, Sequence
+from mlx_roster.engine.scheduler import Cancel, Fetched, Plan, Rejection, Scheduler, Sequence
 from mlx_roster.engine.text import detokenizers
 from mlx_roster.errors import InternalError, RosterError
 from mlx_roster.tensors import AdapterReader, Loaded
@@ -50,7 +50,7 @@ class Stop:
     """End `run`."""
 
 
-Command = Sequence | Cancel | Rejection | Stop
+Command = Sequence | Fetched | Cancel | Rejection | Stop
 
 
 class Inbox:
@@ -174,13 +174,16 @@ class Engine:
             case Stop():
                 self._stopped = True
             case Rejection():
+                # It may have been waiting already, and its adapter have become unreadable.
+                self._scheduler.apply(Cancel(command.sequence))
                 self._output.rejected(command.sequence, command.error)
             case _:
                 self._scheduler.apply(command)
 
     def _step(self, plan: Plan) -> list[Token]:
         for sequence in plan.fetch:
-            self._preparer.submit(sequence.id, sequence)
+            if sequence.adapter is not None:
+                self._preparer.submit(sequence.id, sequence.adapter.source)
         if self._scheduler.idle and not plan.drop:
             return []
         self._rested = False
@@ -205,7 +208,8 @@ class Engine:
                     self._output.rejected(number, error)
         for sequence in plan.admit:
             if sequence.adapter is not None:
-                sequence.adapter.weights = None
+                # In the bank now: nobody needs the tensors they came from.
+                sequence.adapter = replace(sequence.adapter, weights=None)
 
     def _publish(self, deltas: list[Delta]) -> None:
         if deltas:

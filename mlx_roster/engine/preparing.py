@@ -13,7 +13,7 @@ import msgspec
 
 from mlx_roster.core import AdapterSource, Generation
 from mlx_roster.engine.prompts import Prompts
-from mlx_roster.engine.scheduler import Adapter, Cancel, Rejection, Sequence
+from mlx_roster.engine.scheduler import Adapter, Cancel, Fetched, Rejection, Sequence
 from mlx_roster.engine.text import Detokenizer, TextStream
 from mlx_roster.errors import AdapterIncompatible, InternalError, InvalidRequest, RosterError
 from mlx_roster.tensors import AdapterReader, AdapterWeights, Targets
@@ -58,13 +58,13 @@ class Preparer:
         prompts: Prompts,
         detokenizer: Callable[[], Detokenizer],
         adapters: Adapters,
-        put: Callable[[Sequence | Cancel | Rejection], None],
+        put: Callable[[Sequence | Fetched | Cancel | Rejection], None],
     ) -> None:
         self._prompts = prompts
         self._detokenizer = detokenizer
         self._adapters = adapters
         self._put = put
-        self._jobs: queue.SimpleQueue[tuple[int, Generation | Sequence] | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[tuple[int, Generation | AdapterSource] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         #: Submitted and not yet in the inbox; False once cancelled.
         self._wanted: dict[int, bool] = {}
@@ -81,8 +81,8 @@ class Preparer:
         self._jobs.put(None)
         self._thread.join()
 
-    def submit(self, number: int, job: Generation | Sequence) -> None:
-        """Prepare a request, or fetch again the adapter of a sequence that was prepared before. From any thread."""
+    def submit(self, number: int, job: Generation | AdapterSource) -> None:
+        """Prepare a request, or fetch again the adapter of a sequence that waits. From any thread."""
         with self._lock:
             self._wanted[number] = True
         self._jobs.put((number, job))
@@ -92,8 +92,7 @@ class Preparer:
         with self._lock:
             if number in self._wanted:
                 self._wanted[number] = False
-            else:
-                self._put(Cancel(number))
+            self._put(Cancel(number))
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
@@ -103,27 +102,22 @@ class Preparer:
                 continue
             self._deliver(number, self._outcome(number, work))
 
-    def _deliver(self, number: int, outcome: Sequence | Rejection | None) -> None:
-        # Under the lock, so that a Cancel that finds the request no longer here comes after it in the inbox.
+    def _deliver(self, number: int, outcome: Sequence | Fetched | Rejection | None) -> None:
+        # Under the lock: a Cancel that does not find the request here comes after it in the inbox.
         with self._lock:
             if self._wanted.pop(number, False) and outcome is not None:
                 self._put(outcome)
 
-    def _outcome(self, number: int, work: Generation | Sequence) -> Sequence | Rejection:
+    def _outcome(self, number: int, work: Generation | AdapterSource) -> Sequence | Fetched | Rejection:
         try:
-            if isinstance(work, Sequence):
-                return self._fetch(work)
+            if isinstance(work, AdapterSource):
+                return Fetched(number, self._adapters.find(work))
             return self._prepare(number, work)
         except RosterError as error:
             return Rejection(number, error)
         except Exception:  # the thread boundary: whatever one request does, the next must find us here
             logger.exception("sequence %d could not be prepared", number)
             return Rejection(number, InternalError("the request could not be prepared"))
-
-    def _fetch(self, sequence: Sequence) -> Sequence:
-        if sequence.adapter is not None:
-            sequence.adapter = self._adapters.find(sequence.adapter.source)
-        return sequence
 
     def _prepare(self, number: int, generation: Generation) -> Sequence:
         if "" in generation.stop:

@@ -40,7 +40,7 @@ class Row:
 class Draw:
     """Sampling parameters of a batch, on the device. `draws` is advanced by the sampler, in step with the host's count.
 
-    Shapes: (B, 2) for `seeds`, (B, 1) for all else. `sorts` says whether any row cuts off its unlikely tokens.
+    Shapes: (B, 2) for `seeds`, (B, 1) for all else. `sorts`: some row cuts off tokens. `mixed`: some row is greedy.
     """
 
     greedy: mx.array
@@ -51,6 +51,7 @@ class Draw:
     seeds: mx.array
     draws: mx.array
     sorts: bool
+    mixed: bool
 
 
 class Rows:
@@ -107,6 +108,7 @@ class Rows:
             min_p=_column([sampling.min_p for sampling in asked], mx.float32),
             seeds=mx.array([_words(row.seed) for row in self._rows], dtype=mx.uint32),
             draws=_column([row.draws for row in self._rows], mx.uint32),
+            mixed=any(row.greedy for row in self._rows),
             sorts=any(not row.greedy and _cuts(row.sampling) for row in self._rows),
         )
 

@@ -28,7 +28,7 @@ class Sampler:
         rows.drew()
         kept = _cut(logprobs, draw) if draw.sorts else logprobs
         drawn = mx.argmax(kept.astype(mx.float32) / draw.temperature + noise, axis=-1)
-        return mx.where(draw.greedy[:, 0], mx.argmax(logprobs, axis=-1), drawn)
+        return mx.where(draw.greedy[:, 0], mx.argmax(logprobs, axis=-1), drawn) if draw.mixed else drawn
 
 
 def _noise(draw: Draw, vocabulary: int) -> mx.array:

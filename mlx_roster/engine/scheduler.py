@@ -18,7 +18,7 @@ from mlx_roster.tensors import AdapterWeights
 OVERTAKES = 64
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Adapter:
     """The adapter of a sequence. `weights` is None where it lay in a slot already when the sequence was prepared."""
 
@@ -40,6 +40,7 @@ class Sequence:
     slot: int = 0
     completion: int = 0
     overtaken: int = 0
+    fetching: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +58,19 @@ class Rejection:
     error: RosterError
 
 
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """The adapter of a waiting sequence, with its weights again."""
+
+    sequence: int
+    adapter: Adapter
+
+
 @dataclass(slots=True)
 class Plan:
     """What the next step changes: `drop` leaves the batch, the adapters of `place` go into their slots, `admit` joins.
 
-    `place` is among `admit`. `fetch` has left the queue: its adapters lost their slots while it waited, so their
-    weights must be read before it is applied anew.
+    `place` is among `admit`. `fetch` goes on waiting, for a Fetched: its adapters lost their slots meanwhile.
     """
 
     drop: list[int]
@@ -90,16 +98,20 @@ class Scheduler:
     @property
     def idle(self) -> bool:
         """Whether there is nothing to do until a command comes."""
-        return not (self._running or self._waiting or self._leaving)
+        return not (self._running or self._leaving) and all(one.fetching for one in self._waiting.values())
 
-    def apply(self, command: Sequence | Cancel) -> None:
+    def apply(self, command: Sequence | Fetched | Cancel) -> None:
         """Take in a sequence, or let one go: it says nothing more from here on."""
-        if isinstance(command, Sequence):
-            self._waiting[command.id] = command
-        elif command.sequence in self._running:
-            self._leave(command.sequence)
-        else:
-            self._waiting.pop(command.sequence, None)
+        match command:
+            case Sequence():
+                self._waiting[command.id] = command
+            case Fetched(number, adapter) if number in self._waiting:
+                self._waiting[number].adapter = adapter
+                self._waiting[number].fetching = False
+            case Cancel(number) if number in self._running:
+                self._leave(number)
+            case Cancel(number):
+                self._waiting.pop(number, None)
 
     def schedule(self) -> Plan:
         """Decide the next step. Sequences in `admit` run from here on, with their slots leased."""
@@ -116,8 +128,11 @@ class Scheduler:
                 return
             if sequence.adapter is None:
                 self._run(sequence, plan)
+            elif sequence.fetching:
+                continue
             elif sequence.adapter.weights is None and sequence.adapter.identity not in self.slots:
-                plan.fetch.append(self._waiting.pop(sequence.id))
+                sequence.fetching = True
+                plan.fetch.append(sequence)
             elif any(other.overtaken >= OVERTAKES for other in passed):
                 continue
             elif self._lease(sequence, sequence.adapter, plan):

@@ -114,10 +114,8 @@ def serve(link: Link, source: ModelSource, engine: Future[Engine]) -> None:
 
 
 def main() -> None:
-    # Ctrl-C reaches every process of the terminal, and service supervisors signal whole groups: the server decides
-    # what becomes of its workers, and its end is theirs.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+    # Service supervisors end all processes of a service at once: streams would be cut that the server lets finish.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     link = Link(socket.socket(fileno=int(sys.argv[1])))
     versions = {name: importlib.metadata.version(name) for name in ("mlx", "mlx-lm")}
     link.send(wire.Hello(os.getpid(), device(), versions))

@@ -66,6 +66,8 @@ class ProcessWorker(asyncio.Protocol):
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.PIPE,
                 env=dict(environment),
+                # Ctrl-C reaches every process of the terminal's group: what becomes of a worker, the server decides.
+                start_new_session=True,
             )
         except OSError as error:
             ours.close()

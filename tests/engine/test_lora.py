@@ -86,9 +86,14 @@ def test_more_adapters_than_slots_take_turns(model: Path, adapters: list[Path], 
             says(engine, sequence, tokens)
 
 
-@pytest.mark.parametrize(("family", "bits"), [("qwen3", None), ("llama", 8)])
-def test_other_families_and_quantized_layers_equal_solo_runs(tmp_path: Path, family: str, bits: int | None) -> None:
-    model = tiny.write_model(tmp_path / "model", family, bits=bits, hidden_size=64)
+@pytest.mark.parametrize(
+    ("family", "bits", "dtype"),
+    [("qwen3", None, mx.float32), ("llama", 8, mx.float32), ("llama", None, mx.bfloat16), ("qwen3", 4, mx.bfloat16)],
+)
+def test_other_families_and_types_equal_solo_runs(
+    tmp_path: Path, family: str, bits: int | None, dtype: mx.Dtype
+) -> None:
+    model = tiny.write_model(tmp_path / "model", family, bits=bits, dtype=dtype, hidden_size=64)
     over: list[Path | None] = [
         tiny.write_adapter(tmp_path / f"a{seed}", model, seed=seed, rank=4, keys=["self_attn.v_proj", "mlp.up_proj"])
         for seed in range(3)

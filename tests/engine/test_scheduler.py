@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_roster.core import AdapterSource, Delta, Sampling, Usage
-from mlx_roster.engine.scheduler import OVERTAKES, Adapter, Cancel, Plan, Scheduler, Sequence
+from mlx_roster.engine.scheduler import OVERTAKES, Adapter, Cancel, Fetched, Plan, Scheduler, Sequence
 from mlx_roster.engine.slots import Slots
 from mlx_roster.engine.text import TextStream
 from mlx_roster.tensors import AdapterWeights
@@ -155,6 +155,19 @@ def test_adapter_that_lost_its_slot_while_its_sequence_waited_is_fetched() -> No
     it = scheduler(sequence(1, adapter("x", read=False)))
     plan = it.schedule()
     assert (ids(plan.fetch), ids(plan.admit)) == ([1], [])
+    assert it.idle, "there is nothing to do until the adapter comes"
+    assert it.schedule() == Plan(drop=[])
+    it.apply(sequence(2, adapter("y")))
+    it.apply(Fetched(1, adapter("x")))
+    assert ids(it.schedule().admit) == [1, 2]
+
+
+def test_cancelled_while_its_adapter_is_fetched_never_runs() -> None:
+    it = scheduler(sequence(1, adapter("x", read=False)))
+    it.schedule()
+    it.apply(Cancel(1))
+    it.apply(Fetched(1, adapter("x")))
+    assert it.schedule() == Plan(drop=[])
     assert it.idle
 
 

@@ -73,8 +73,16 @@ def write_tokenizer(folder: Path, template: str | None = TEMPLATE) -> PreTrained
     return tokenizer
 
 
-def write_model(folder: Path, family: str = "llama", *, seed: int = 0, bits: int | None = None, **sizes: Any) -> Path:
-    """A random model in float32, its logits spread wide enough that no two backends disagree on the largest."""
+def write_model(
+    folder: Path,
+    family: str = "llama",
+    *,
+    seed: int = 0,
+    bits: int | None = None,
+    dtype: mx.Dtype = mx.float32,
+    **sizes: Any,
+) -> Path:
+    """A random model, its logits spread wide enough for rounding not to decide which is the largest."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = write_tokenizer(folder)
     config = SIZES | {"model_type": family, "vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
@@ -90,6 +98,7 @@ def write_model(folder: Path, family: str = "llama", *, seed: int = 0, bits: int
             for name, value in tree_flatten(model.parameters())
         ]
     )
+    model.set_dtype(dtype)
     if bits is not None:
         model, config = quantize_model(model, config, group_size=32, bits=bits)
     mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())))
