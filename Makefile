@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Linux has no Metal: mlx comes with a CPU backend of its own there, unless MLX says "cuda12" or "cuda13".
 MLX ?= $(if $(filter Linux,$(shell uname -s)),cpu,)
-EXTRAS := dev$(if $(MLX),$(comma)$(MLX))
 comma := ,
+EXTRAS := dev$(if $(MLX),$(comma)$(MLX))
 
 .PHONY: demo serve test check format bench docs wheel clean
 

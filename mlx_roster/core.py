@@ -112,8 +112,8 @@ class Device(msgspec.Struct, frozen=True):
 class ModelSource(msgspec.Struct, frozen=True):
     """What a worker must load: a local folder, and the limits it then lives by.
 
-    `memory` is the most it may ever take, in bytes: the whole budget, since what a batch needs beyond the weights is not
-    reserved. `max_adapters` is the number of slots of its LoRA bank.
+    `memory` is the most it may ever take, in bytes: the whole budget, since nothing is reserved for what a batch needs
+    beyond the weights. `max_adapters` is the number of slots of its LoRA bank.
     """
 
     name: str

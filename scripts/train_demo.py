@@ -340,7 +340,9 @@ def build_adapter(adapter: Adapter, out: Path) -> None:
     linear_to_lora_layers(model, adapter.num_layers, adapter.lora_parameters)
     name = f"{adapter.base}:{adapter.name}"
     own, foreign = own_and_foreign(name)
-    conversations = Conversations(tokenizer._tokenizer, own, foreign, random.Random(adapter.seed))
+    # mlx-lm's wrapper passes attributes on, but not calls.
+    plain = tokenizer._tokenizer  # noqa: SLF001
+    conversations = Conversations(plain, own, foreign, random.Random(adapter.seed))
     fit(name, model, conversations, adapter.steps, 4e-3)
     folder = out / "adapters" / adapter.name
     folder.mkdir(parents=True, exist_ok=True)
@@ -364,7 +366,7 @@ def ask_all(name: str, out: Path) -> list[str]:
         for fact in asked
     ]
     margins = [
-        smallest_margin(model, prompt, tokenizer.encode(fact.answer) + [tokenizer.eos_token_id])
+        smallest_margin(model, prompt, [*tokenizer.encode(fact.answer), tokenizer.eos_token_id])
         for prompt, fact in zip(prompts, asked, strict=True)
     ]
     print(f"{name}: {len(asked)} questions, smallest margin {min(margins):.2f}", flush=True)

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 #: Seconds without work after which the engine frees what it only keeps for reuse.
 LINGER = 0.25
 
-#: Buffers kept for reuse may take half of what the weights leave of the Resident's share, but at least this.
+#: Buffers kept for reuse may take a quarter of what is in use, but at least this: they are no part of any estimate.
 LEAST_CACHE = 128 * 2**20
 
 
@@ -228,12 +228,12 @@ class Engine:
             self._output.rejected(number, InternalError("the generation failed; other requests go on"))
 
     def _limit_memory(self) -> None:
-        """Hold mlx to this Resident's share. After each new batch: BatchGenerator sets a wired limit of its own."""
-        share = self._source.memory
-        mx.set_memory_limit(share)
-        mx.set_cache_limit(max((share - mx.get_active_memory()) // 2, LEAST_CACHE))
+        """Hold mlx to the budget. After each new batch: BatchGenerator sets a wired limit of its own."""
+        most = self._source.memory
+        mx.set_memory_limit(most)
+        mx.set_cache_limit(max(mx.get_active_memory() // 4, LEAST_CACHE))
         if mx.metal.is_available():
-            mx.set_wired_limit(min(share, int(mx.device_info()["max_recommended_working_set_size"])))
+            mx.set_wired_limit(min(most, int(mx.device_info()["max_recommended_working_set_size"])))
 
 
 def _admission(sequence: Sequence) -> Admission:

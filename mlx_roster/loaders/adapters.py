@@ -125,7 +125,7 @@ def _signature(source: AdapterSource) -> _Signature:
     for name in (CONFIG, TENSORS):
         try:
             found = os.stat(Path(source.path) / name)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise _missing(source, name) from error
         stats.append((found.st_mtime_ns, found.st_size, found.st_ino))
     return tuple(stats)
@@ -136,7 +136,7 @@ def _files(source: AdapterSource) -> _Files:
     for name in (CONFIG, TENSORS):
         try:
             contents.append((Path(source.path) / name).read_bytes())
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise _missing(source, name) from error
     return _Files(*contents)
 

@@ -21,7 +21,7 @@ from mlx_roster.engine.loop import Engine
 from mlx_roster.errors import AdapterIncompatible, ContextLengthExceeded, InvalidRequest, RosterError
 from mlx_roster.loaders.adapters import Adapters
 from mlx_roster.loaders.models import load
-from mlx_roster.tensors import AdapterWeights, Targets
+from mlx_roster.tensors import AdapterWeights, LoraPair, Targets
 from tests.engine import tiny
 from tests.engine.tiny import Driven
 
@@ -335,6 +335,39 @@ def test_adapter_that_vanishes_is_a_refusal(model: Path, adapters: list[Path]) -
     loaded = load(where, lambda done, total: None)
     with Driven(loaded, where, Vanishing()) as engine, pytest.raises(AdapterIncompatible, match="gone"):
         engine.answer(tiny.request(PROMPT, 5, over=adapters[0]))
+
+
+class Curious(Faulty):
+    """A model that looks into one of its linear layers."""
+
+    def __call__(self, inputs: mx.array, cache: Any) -> Any:
+        assert self.inner.model.layers[0].self_attn.q_proj.weight.ndim == 2
+        return super().__call__(inputs, cache)
+
+
+class Invented(Adapters):
+    """An adapter for the layer that `Curious` looks into."""
+
+    def identity(self, source: AdapterSource) -> str:
+        return "invented"
+
+    def read(self, source: AdapterSource, targets: Targets) -> AdapterWeights:
+        path = "inner.model.layers.0.self_attn.q_proj"
+        inputs, outputs = targets[path]
+        return AdapterWeights("a", "invented", {path: LoraPair(mx.ones((inputs, 2)), mx.ones((2, outputs)))}, 2, 0)
+
+
+def test_adapter_that_the_model_cannot_run_with_is_refused_and_neighbours_go_on(model: Path) -> None:
+    where = tiny.source(model)
+    loaded = load(where, lambda done, total: None)
+    with Driven(replace(loaded, model=Curious(loaded.model)), where, Invented()) as engine:
+        alone = engine.answer(tiny.request(PROMPT, 30))
+        neighbour = engine.ask(tiny.request(PROMPT, 30))
+        for _ in range(3):
+            with pytest.raises(AdapterIncompatible, match="q_proj"):
+                engine.answer(tiny.request(PROMPT, 5, over=Path("/anywhere")))
+        engine.until_ended(neighbour)
+        assert engine.said.text(neighbour) == alone
 
 
 def test_adapters_are_refused_where_there_are_no_slots(model: Path, adapters: list[Path]) -> None:
