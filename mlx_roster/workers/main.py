@@ -1,7 +1,7 @@
 """The worker process: `python -m mlx_roster.workers.main FD`, started by `workers/process.py` and by nothing else.
 
-Two threads. The main one owns mlx: it loads the model and then runs the engine. The other reads commands; it prepares
-requests, so that templates and tokenizers do not hold up a decode step. End of file on the socket ends the process.
+The main thread owns mlx: it loads the model and then runs the engine. Another reads commands and hands them on; end of
+file on the socket ends the process. (The engine has one more of its own, for templates, tokenizers and adapter files.)
 """
 
 from __future__ import annotations
@@ -114,6 +114,8 @@ def serve(link: Link, source: ModelSource, engine: Future[Engine]) -> None:
 
 
 def main() -> None:
+    # How long a thread that renders a template may keep the interpreter from the one that decodes, in seconds.
+    sys.setswitchinterval(0.0005)
     # Service supervisors end all processes of a service at once: streams would be cut that the server lets finish.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     link = Link(socket.socket(fileno=int(sys.argv[1])))

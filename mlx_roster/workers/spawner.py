@@ -21,7 +21,8 @@ class Spawner:
 
     def __init__(self, *, keep_spare: bool = True) -> None:
         self._keep_spare = keep_spare
-        self._environment = preloaded(os.environ)
+        # Whatever a worker loads is on this disk already: no library in it has any business with the network.
+        self._environment = {**preloaded(os.environ), "HF_HUB_OFFLINE": "1"}
         self._spare: asyncio.Task[ProcessWorker] | None = None
         self._open = False
 
