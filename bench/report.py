@@ -17,7 +17,8 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from bench.servers import Blas, Peer, openblas
+from bench.servers import Blas, Peer
+from mlx_roster.workers.blas import openblas
 
 Samples = Mapping[str, Sequence[float]]
 
@@ -118,6 +119,7 @@ def machine() -> dict[str, str]:
         "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
         **versions,
         "OpenBLAS": _openblas_version(),
+        "OPENBLAS_NUM_THREADS": os.environ.get("OPENBLAS_NUM_THREADS", "as the library has it"),
         "mlx_lm.server flags": " ".join(Peer.FLAGS),
     }
 

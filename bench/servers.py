@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes.util
 import json
 import os
 import re
@@ -20,6 +19,7 @@ from typing import Any, Literal, Self
 import psutil
 
 from bench.models import Models
+from mlx_roster.workers.blas import SWITCH, preloaded
 
 Blas = Literal["system", "none"]
 
@@ -31,20 +31,15 @@ class Broken(Exception):
     """A measurement that cannot be had, or would mean nothing."""
 
 
-def openblas() -> str | None:
-    """The system's OpenBLAS by soname."""
-    return ctypes.util.find_library("openblas") if sys.platform == "linux" else None
-
-
 def environment(blas: Blas, *, preload: bool) -> dict[str, str]:
-    """For a process that is to multiply with `blas`. `preload` is for those that do not see to it themselves."""
-    kept = {key: value for key, value in os.environ.items() if key not in ("LD_PRELOAD", "HOST", "PORT")}
-    library = openblas()
+    """For a process that is to multiply with `blas`. `preload` is for those that do not see to it themselves.
+
+    These get what our server gives its workers: whatever it does for them there, it does for its peers too.
+    """
+    kept = {key: value for key, value in os.environ.items() if key not in ("LD_PRELOAD", "HOST", "PORT", SWITCH)}
     if blas == "none":
-        kept["MLX_ROSTER_OPENBLAS"] = "off"
-    elif preload and library is not None:
-        kept["LD_PRELOAD"] = library
-    return kept
+        kept[SWITCH] = "off"
+    return preloaded(kept) if preload else kept
 
 
 def check_blas(pid: int, blas: Blas) -> None:
@@ -165,9 +160,12 @@ class Peer(Server):
 
     by_name = False
 
-    #: Room for all streams at once in both phases, and no log. The prompt cache has no use for prompts that never
-    #: come twice, but its size makes no difference either: left as it is.
-    FLAGS = ("--decode-concurrency", "32", "--prompt-concurrency", "16", "--log-level", "ERROR")
+    #: What makes it fastest here: room for all streams at once in both phases, no log, and no cache of prompts, since
+    #: none comes twice.
+    FLAGS = (
+        *("--decode-concurrency", "32", "--prompt-concurrency", "16"),
+        *("--prompt-cache-size", "0", "--log-level", "ERROR"),
+    )
 
 
 class Ours(Server):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -18,8 +19,9 @@ from pathlib import Path
 
 from bench import measure, report
 from bench.models import Models
-from bench.servers import Blas, Broken, Lines, openblas
+from bench.servers import Blas, Broken, Lines
 from bench.traffic import Client
+from mlx_roster.workers.blas import openblas
 
 CACHE = Path(__file__).parent / ".cache"
 
@@ -79,6 +81,8 @@ def make(models: Models, names: Sequence[str]) -> None:
 
 
 def main() -> None:
+    # Also this way, no server is to be left behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     arguments = parse()
     models = Models(arguments.cache.absolute())
     facts = report.machine()
