@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 from mlx_roster.registry import Listing
 
@@ -41,13 +42,14 @@ class Display:
     def ready(self, url: str, listings: Sequence[Listing]) -> None:
         """Say where the server is and what it serves."""
         if not self.console.is_terminal:
-            self.console.print(f"serving {', '.join(item.id for item in listings)}", soft_wrap=True, highlight=False)
-            self.console.print(f"ready at {url}/v1", soft_wrap=True, highlight=False)
+            self.console.out(f"serving {', '.join(item.id for item in listings)}", highlight=False)
+            self.console.out(f"ready at {url}/v1", highlight=False)
             return
         table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
         for item in listings:
-            names = f"[dim]also {', '.join(item.aliases)}[/dim]" if item.aliases else ""
-            table.add_row(f"  [cyan]{item.id}[/cyan]", "adapter" if item.parent else "model", names)
+            # Text: names in square brackets are no markup.
+            names = Text(f"also {', '.join(item.aliases)}" if item.aliases else "", style="dim")
+            table.add_row(Text(f"  {item.id}", style="cyan"), "adapter" if item.parent else "model", names)
         self.console.print(table)
         self.console.print(f"\n  Ready at [bold]{url}/v1[/bold]  [dim](Ctrl-C stops)[/dim]\n")
 

@@ -81,7 +81,10 @@ class ServerSettings(_Settings):
         description="Refuse unknown request fields instead of naming them in the x-roster-ignored header.",
     )
     request_limit: Size = Field(
-        default="8MiB", validate_default=True, description="Largest request body: a size, or a number of bytes."
+        default="8MiB",
+        validate_default=True,
+        le=128 * 2**20,  # half of the largest frame to a worker: see workers/wire.py
+        description="Largest request body: a size, or a number of bytes; at most 128MiB.",
     )
 
     @field_validator("host")

@@ -15,7 +15,7 @@ from mlx_roster.engine.rows import Row, Rows
 from mlx_roster.engine.sampling import Sampler
 
 #: Prompts joining together, and the tokens of each that one step takes in: what a cancel or another stream waits for.
-PREFILL_SEQUENCES = 8
+PREFILL_SEQUENCES = 16
 PREFILL_TOKENS = 512
 
 

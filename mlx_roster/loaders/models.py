@@ -141,7 +141,10 @@ def _portions(arrays: list[mx.array], size: int) -> Iterator[list[mx.array]]:
 
 
 def _try_out(source: ModelSource, model: Module) -> int:
-    """Run one token through the model, and return the size of its logits: a model that cannot run is not loaded."""
+    """Build the forward pass of one token, and return the size of its logits: a model that cannot run is not loaded.
+
+    Nothing is computed: of a large model that would be a good part of the wait for the first token.
+    """
     try:
         cache = make_prompt_cache(model)
         for entry in cache:
@@ -151,7 +154,6 @@ def _try_out(source: ModelSource, model: Module) -> int:
         _fail(source, "its kind of attention cache cannot be decoded in batches, and is not supported", error)
     try:
         logits = model(mx.array([[0]]), cache=cache)
-        mx.eval(logits)
     except (*_FOREIGN, MemoryError) as error:
         _fail_over(source, "it cannot compute a single token", error)
     return int(logits.shape[-1])

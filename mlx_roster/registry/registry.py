@@ -98,8 +98,12 @@ class Registry:
             if not future.done():
                 future.set_exception(Draining("the server is shutting down"))
                 self._feed(events.Leave(_now(), ticket))  # the last to leave a load cancels it
+        while self._jobs:  # a load that ends may be followed by an unload
+            await asyncio.gather(*self._jobs, return_exceptions=True)
         workers = [holding.worker for holding in self._holdings.values() if holding.worker is not None]
-        await asyncio.gather(*(worker.stop() for worker in workers), *self._jobs, return_exceptions=True)
+        for failed in await asyncio.gather(*(worker.stop() for worker in workers), return_exceptions=True):
+            if failed is not None:
+                logger.error("a worker could not be stopped", exc_info=failed)
 
     def __del__(self) -> None:
         if self._open:
@@ -133,10 +137,10 @@ class Registry:
 
         Raises ModelTooLarge, LoadFailed, WorkerCrashed or Draining. Cancelling the wait gives the place up.
         """
-        if not self._open:
-            raise Draining("the server is shutting down")
         asked = _now()
         estimate = await self._estimate(ref.model)
+        if not self._open:  # after the last await before the queue: nothing joins it once it has been emptied
+            raise Draining("the server is shutting down")
         ticket = next(self._tickets)
         granted = self._waiting[ticket] = asyncio.get_running_loop().create_future()
         try:
@@ -223,6 +227,7 @@ class Registry:
                 logger.info("loading %s, %s", model, format_bytes(size))
                 holding = self._holdings[serial] = Holding(model, serial, self._feed)
                 holding.load = self._job(self._load(holding, self._source(model)))
+                holding.load.add_done_callback(lambda load: self._load_ended(holding, load))
             case events.CancelLoad(serial):
                 logger.info("nobody waits for %s any more", self._holdings[serial].model)
                 load = self._holdings[serial].load
@@ -230,7 +235,7 @@ class Registry:
                 load.cancel()
             case events.Unload(serial):
                 logger.info("unloading %s", self._holdings[serial].model)
-                self._job(self._unload(serial))
+                self._job(self._unload(self._holdings[serial]))
 
     def _source(self, model: str) -> ModelSource:
         entry = self.catalog.entries[model]
@@ -250,13 +255,10 @@ class Registry:
         return task
 
     async def _load(self, holding: Holding, source: ModelSource) -> None:
-        """A load job: ends in exactly one of Loaded, LoadFailed and, when cancelled, Unloaded."""
+        """A load job: ends in Loaded or LoadFailed, or is cancelled: see `_load_ended`."""
         serial = holding.serial
         try:
             worker = await self._workers.load(source, holding)
-        except asyncio.CancelledError:
-            self._feed(events.Unloaded(_now(), serial))
-            raise
         except RosterError as error:
             logger.warning("loading %s failed: %s", source.name, error)
             self._load_failed(serial, source.name, error)
@@ -269,18 +271,25 @@ class Registry:
             logger.info("loaded %s in %.1f s, %s", source.name, took, format_bytes(worker.measured.active))
             self._feed(events.Loaded(holding.loaded, serial, worker.measured.active))
 
+    def _load_ended(self, holding: Holding, load: asyncio.Task[None]) -> None:
+        """Not part of the job: one that is cancelled before its first step never runs."""
+        if load.cancelled():
+            self._feed(events.Unloaded(_now(), holding.serial))
+
     def _load_failed(self, serial: int, model: str, error: RosterError) -> None:
         oom = isinstance(error, LoadOutOfMemory)
-        if not oom:
+        self._feed(events.LoadFailed(_now(), serial, error, out_of_memory=oom))
+        if not oom and self._state.resident(model) is None:
             # The files may have changed under us: look at them again next time.
             self._located.pop(model, None)
-        self._feed(events.LoadFailed(_now(), serial, error, out_of_memory=oom))
 
-    async def _unload(self, serial: int) -> None:
-        worker = self._holdings[serial].worker
-        assert worker is not None
-        await worker.stop()
-        self._feed(events.Unloaded(_now(), serial))
+    async def _unload(self, holding: Holding) -> None:
+        assert holding.worker is not None
+        try:
+            await holding.worker.stop()
+        finally:
+            # Whatever went wrong, those who wait for the room must not wait for ever.
+            self._feed(events.Unloaded(_now(), holding.serial))
 
 
 def _now() -> float:

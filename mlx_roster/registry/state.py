@@ -267,8 +267,7 @@ class Residency:
         size = self._sizes.get(model, self.queue[tickets[0]].estimate)
         if size > self.budget:
             return [self._refuse(ticket, self._too_large(model, size)) for ticket in tickets]
-        candidates = [Candidate(r.serial, r.size, r.idle_since) for r in self.residents.values() if r.idle]
-        chosen = victims(candidates, self.committed + size - self.budget)
+        chosen = victims(self._candidates(), self.committed + size - self.budget)
         if chosen is None:
             return []
         evictions: list[Action] = [self._evict(self.residents[victim.serial], at, model) for victim in chosen]
@@ -292,18 +291,20 @@ class Residency:
         return actions
 
     def _shrink(self, at: float) -> list[Action]:
-        """A measurement above its estimate can overrun the budget: the idle give way, longest idle first."""
-        actions: list[Action] = []
-        for resident in sorted(self.residents.values(), key=lambda r: r.idle_since):
-            if self.committed <= self.budget:
-                break
-            if resident.idle:
-                actions.append(self._evict(resident, at, "the budget"))
-        return actions
+        """A measurement above its estimate can overrun the budget: the idle give way, all of them if need be."""
+        idle = self._candidates()
+        chosen = victims(idle, self.committed - self.budget)
+        return [
+            self._evict(self.residents[victim.serial], at, "the budget")
+            for victim in (idle if chosen is None else chosen)
+        ]
 
     def _evict(self, resident: Resident, at: float, beneficiary: str) -> Action:
         resident.move(State.UNLOADING, at, f"evicted for {beneficiary}")
         return Unload(resident.serial)
+
+    def _candidates(self) -> list[Candidate]:
+        return [Candidate(r.serial, r.size, r.idle_since) for r in self.residents.values() if r.idle]
 
     def _tickets(self, model: str) -> list[int]:
         """The tickets queued for `model`, oldest first."""

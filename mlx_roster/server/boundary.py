@@ -1,4 +1,4 @@
-"""The outermost middleware: request ids, the access log, and the one place where an exception becomes an answer."""
+"""The middleware around all routes: request ids, access log, and the one place where an exception becomes an answer."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Exchange:
 
 
 class Boundary:
-    """Wraps the whole application. Nothing but a cancellation passes it."""
+    """Wraps the router, inside Starlette's own error middleware, which has nothing left to do. Nothing passes it."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -87,8 +87,8 @@ class Boundary:
             await self.app(scope, receive, send)
         except asyncio.CancelledError:
             # Shutdown has run out of patience. What is cut short says so before the connection goes.
+            # Nothing else runs in this task, and uvicorn would log the cancellation, its own, as a failure of ours.
             await _fail(Draining("the server is shutting down"), exchange, send)
-            raise
         except ClientGone:
             exchange.client_gone = True
         except RosterError as error:

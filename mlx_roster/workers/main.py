@@ -16,6 +16,10 @@ import traceback
 from collections.abc import Iterator
 from concurrent.futures import Future
 
+# Service supervisors end all processes of a service at once: streams would be cut that the server lets finish. Before
+# the imports below, which take a second.
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
 import mlx.core as mx
 import psutil
 
@@ -116,8 +120,6 @@ def serve(link: Link, source: ModelSource, engine: Future[Engine]) -> None:
 def main() -> None:
     # How long a thread that renders a template may keep the interpreter from the one that decodes, in seconds.
     sys.setswitchinterval(0.0005)
-    # Service supervisors end all processes of a service at once: streams would be cut that the server lets finish.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     link = Link(socket.socket(fileno=int(sys.argv[1])))
     versions = {name: importlib.metadata.version(name) for name in ("mlx", "mlx-lm")}
     link.send(wire.Hello(os.getpid(), device(), versions))

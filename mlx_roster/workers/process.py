@@ -21,8 +21,8 @@ logger = logging.getLogger(__name__)
 #: How long a worker that was told to stop may take before it is killed, in seconds.
 STOP_GRACE = 5.0
 
-# Children come after their parents, so that a code they share means the more exact class.
-_BY_CODE = {error.code: error for error in errors.tree()}
+#: What a worker may refuse a sequence with. Children come after their parents: a code they share means the child.
+_BY_CODE = {error.code: error for error in errors.tree(errors.RequestError)}
 
 
 class ProcessWorker(asyncio.Protocol):
@@ -33,7 +33,6 @@ class ProcessWorker(asyncio.Protocol):
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         loop = asyncio.get_running_loop()
-        self.device: Device | None = None
         self.measured = Measured(active=0)
         self._process = process
         self._transport: asyncio.Transport | None = None
@@ -44,8 +43,11 @@ class ProcessWorker(asyncio.Protocol):
         self._capabilities: Capabilities | None = None
         self._greeted: asyncio.Future[Device] = loop.create_future()
         self._ready: asyncio.Future[None] = loop.create_future()
+        #: Set by the first thing that the loaded model says, and by the end.
+        self.worked = asyncio.Event()
         self._lost = asyncio.Event()
         self._owner: Owner | None = None
+        self._killed = False  # by us, so that its end is no news
         self._serving = False  # loaded, and neither stopped nor lost: the owner is to hear of its death
         self._last_words: deque[str] = deque(maxlen=20)
         self._listener = loop.create_task(self._listen())
@@ -53,7 +55,10 @@ class ProcessWorker(asyncio.Protocol):
     @classmethod
     async def spawn(cls, environment: Mapping[str, str]) -> ProcessWorker:
         """Start a worker process. It says Hello when it has imported mlx: see `greeting`. Raises LoadFailed."""
-        ours, theirs = socket.socketpair()
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError as error:
+            raise LoadFailed(f"no worker process could be started: {error.strerror}") from error
         try:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -69,9 +74,11 @@ class ProcessWorker(asyncio.Protocol):
                 # Ctrl-C reaches every process of the terminal's group: what becomes of a worker, the server decides.
                 start_new_session=True,
             )
-        except OSError as error:
+        except BaseException as error:
             ours.close()
-            raise LoadFailed(f"no worker process could be started: {error.strerror}") from error
+            if isinstance(error, OSError):
+                raise LoadFailed(f"no worker process could be started: {error.strerror}") from error
+            raise
         finally:
             theirs.close()
         worker = cls(process)
@@ -136,11 +143,12 @@ class ProcessWorker(asyncio.Protocol):
 
     async def kill(self) -> None:
         """End the process now and wait until it is gone."""
-        self._serving = False
+        self._serving, self._killed = False, True
         if self._process.returncode is None:
             self._process.kill()
         await self._process.wait()
-        await self._listener
+        # A process that the worker started may still have its standard error: last words are not worth a longer wait.
+        await asyncio.wait([self._listener], timeout=1.0)
         if self._transport is not None:
             self._transport.close()
 
@@ -161,6 +169,7 @@ class ProcessWorker(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost.set()
+        self.worked.set()
         crash = self._crash()
         self._fail_load(crash)
         streams, self._streams = self._streams, {}
@@ -175,6 +184,7 @@ class ProcessWorker(asyncio.Protocol):
     def _take(self, event: wire.Event) -> None:
         match event:
             case wire.Step(deltas):
+                self.worked.set()
                 for delta in deltas:
                     stream = self._streams.get(delta.sequence)
                     if stream is not None:
@@ -186,6 +196,7 @@ class ProcessWorker(asyncio.Protocol):
                 if stream is not None:
                     stream.fail(_BY_CODE.get(code, InternalError)(message, param=param))
             case wire.Report(measured):
+                self.worked.set()
                 self.measured = measured
                 if self._serving and self._owner is not None:
                     self._owner.on_report(measured)
@@ -228,10 +239,16 @@ class ProcessWorker(asyncio.Protocol):
     async def _listen(self) -> None:
         """Pass on what the process writes to its standard error: warnings of libraries, and its last words."""
         assert self._process.stderr is not None
-        async for line in self._process.stderr:
+        while True:
+            try:
+                line = await self._process.stderr.readline()
+            except ValueError:
+                continue  # longer than the reader's buffer, which has dropped it
+            if not line:
+                break
             text = line.decode(errors="replace").rstrip()
             self._last_words.append(text)
             logger.debug("%s[%d]: %s", self._name, self.pid, text)
         code = await self._process.wait()
-        if code not in (0, -9) or (code and self._last_words):
+        if code != 0 and not self._killed:
             logger.warning("worker %d of %s ended with %d: %s", self.pid, self._name, code, "\n".join(self._last_words))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import warnings
 from typing import Self
@@ -11,6 +12,9 @@ from mlx_roster.core import Device, ModelSource, Owner
 from mlx_roster.errors import RosterError
 from mlx_roster.workers.blas import preloaded
 from mlx_roster.workers.process import ProcessWorker
+
+#: How long the next spare waits for the first token of the model that was loaded last, in seconds.
+PATIENCE = 5.0
 
 
 class Spawner:
@@ -24,6 +28,7 @@ class Spawner:
         # Whatever a worker loads is on this disk already: no library in it has any business with the network.
         self._environment = {**preloaded(os.environ), "HF_HUB_OFFLINE": "1"}
         self._spare: asyncio.Task[ProcessWorker] | None = None
+        self._refills: set[asyncio.Task[None]] = set()
         self._open = False
 
     async def __aenter__(self) -> Self:
@@ -33,10 +38,11 @@ class Spawner:
 
     async def __aexit__(self, *exc: object) -> None:
         self._open = False
+        for refill in self._refills:
+            refill.cancel()
         if self._spare is not None:
             spare, self._spare = self._spare, None
-            worker = await spare
-            await worker.kill()
+            await self._discard(spare)
 
     def __del__(self) -> None:
         if self._open:
@@ -54,10 +60,19 @@ class Spawner:
         try:
             await worker.load(source, owner)
         finally:
-            # Only now: a spare that imports mlx beside a load takes its processor time.
-            if self._open and self._keep_spare and self._spare is None:
-                self._spare = self._start()
+            if self._keep_spare:
+                # Importing mlx takes a processor for a second: after the first token, which somebody waits for.
+                refill = asyncio.get_running_loop().create_task(self._refill(worker))
+                self._refills.add(refill)
+                refill.add_done_callback(self._refills.discard)
         return worker
+
+    async def _refill(self, worker: ProcessWorker) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE):
+                await worker.worked.wait()
+        if self._open and self._spare is None:
+            self._spare = self._start()
 
     def _start(self) -> asyncio.Task[ProcessWorker]:
         return asyncio.get_running_loop().create_task(ProcessWorker.spawn(self._environment))
@@ -79,5 +94,8 @@ class Spawner:
         if self._open and self._spare is None:
             self._spare = task
         else:
-            worker = await task
-            await worker.kill()
+            await self._discard(task)
+
+    async def _discard(self, task: asyncio.Task[ProcessWorker]) -> None:
+        with contextlib.suppress(RosterError):  # it could not be started: then there is nothing to end
+            await (await task).kill()

@@ -143,8 +143,7 @@ def test_what_shutdown_cuts_short_says_so(streaming: bool) -> None:
         task = asyncio.ensure_future(Boundary(app)(http(), asyncio.Queue[Message]().get, send))
         await started.wait()
         task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
+        await task
 
     asyncio.run(main())
     assert sent[0]["status"] == (200 if streaming else 503)

@@ -16,6 +16,10 @@ from mlx_roster.server.openai.fields import shown
 #: Where neither the request nor the roster says anything.
 DEFAULT_MAX_TOKENS = 100
 
+# A list fails at its first bad item, and none is long without end: checking a body happens on the event loop, and
+# collecting a million complaints would hold up everybody else's tokens.
+MAX_MESSAGES = 4096
+MAX_PARTS = 1024
 MAX_PROMPTS = 128
 MAX_STOPS = 1024
 # What a template is handed goes over the wire as msgpack, whose integers have 64 bits, and through recursive code.
@@ -72,7 +76,8 @@ class ToolCall(_Strict):
 
 
 Content = Annotated[
-    Annotated[str, Tag("<text>")] | Annotated[list[Part], Field(min_length=1), Tag("<list>")],
+    Annotated[str, Tag("<text>")]
+    | Annotated[list[Part], Field(fail_fast=True, min_length=1, max_length=MAX_PARTS), Tag("<list>")],
     Discriminator(
         _text_or_list,
         custom_error_type="content_type",
@@ -142,12 +147,12 @@ def _prompt_kind(value: object) -> str | None:
     return "<lists>" if isinstance(first, list) else "<texts>" if isinstance(first, str) else "<ids>"
 
 
-Ids = Annotated[list[Annotated[int, Field(ge=0, le=_MAX_COUNT)]], Field(min_length=1)]
+Ids = Annotated[list[Annotated[int, Field(ge=0, le=_MAX_COUNT)]], Field(fail_fast=True, min_length=1)]
 Prompt = Annotated[
     Annotated[str, Tag("<text>")]
-    | Annotated[list[str], Field(max_length=MAX_PROMPTS), Tag("<texts>")]
+    | Annotated[list[str], Field(fail_fast=True, max_length=MAX_PROMPTS), Tag("<texts>")]
     | Annotated[Ids, Tag("<ids>")]
-    | Annotated[list[Ids], Field(max_length=MAX_PROMPTS), Tag("<lists>")],
+    | Annotated[list[Ids], Field(fail_fast=True, max_length=MAX_PROMPTS), Tag("<lists>")],
     Discriminator(
         _prompt_kind,
         custom_error_type="prompt_type",
@@ -158,7 +163,7 @@ Prompt = Annotated[
 Count = Annotated[int, Field(ge=1, le=_MAX_COUNT)]
 Stops = Annotated[
     Annotated[str, Field(min_length=1), Tag("<text>")]
-    | Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=MAX_STOPS), Tag("<list>")],
+    | Annotated[list[Annotated[str, Field(min_length=1)]], Field(fail_fast=True, max_length=MAX_STOPS), Tag("<list>")],
     Discriminator(
         _text_or_list,
         custom_error_type="stop_type",
@@ -219,7 +224,7 @@ def _either(asked: Any, default: Any) -> Any:
 
 
 class ChatRequest(GenerationRequest):
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(fail_fast=True, min_length=1, max_length=MAX_MESSAGES)]
 
     def prompts(self) -> Sequence[Chat]:
         return [Chat([message.for_template() for message in self.messages])]
