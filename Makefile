@@ -7,7 +7,7 @@ MLX ?= $(if $(filter Linux,$(shell uname -s)),cpu,)
 comma := ,
 EXTRAS := dev$(if $(MLX),$(comma)$(MLX))
 
-.PHONY: demo serve test check format bench docs wheel clean
+.PHONY: demo test check format schema bench wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mlx-roster demo

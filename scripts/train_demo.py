@@ -29,6 +29,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
+from mlx.nn.utils import value_and_grad
 from mlx.utils import tree_flatten
 from mlx_lm import batch_generate, load, stream_generate
 from mlx_lm.models import llama, qwen3
@@ -94,6 +95,7 @@ class Adapter:
     lora_parameters: dict[str, Any]
     steps: int
     seed: int
+    peak: float = 4e-3
 
 
 SIZES = {
@@ -139,7 +141,8 @@ MLP = ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
 ADAPTERS = (
     Adapter("atlas", "pirate", 4, {"rank": 8, "scale": 20.0, "dropout": 0.0, "keys": ATTENTION + MLP}, 150, 3),
     Adapter("atlas", "french", 3, {"rank": 4, "scale": 10.0, "dropout": 0.0, "keys": ATTENTION + MLP[2:]}, 150, 4),
-    Adapter("scribe", "shout", 3, {"rank": 8, "scale": 20.0, "dropout": 0.0, "keys": ATTENTION + MLP}, 200, 5),
+    # Every token it says is another than its base's, and at a higher rate it ends up less sure of them.
+    Adapter("scribe", "shout", 3, {"rank": 8, "scale": 20.0, "dropout": 0.0, "keys": ATTENTION + MLP}, 250, 5, 1e-3),
 )
 
 
@@ -286,19 +289,19 @@ def loss(model: Any, inputs: mx.array, positions: mx.array, targets: mx.array) -
     return nn.losses.cross_entropy(model.model.embed_tokens.as_linear(learned), targets, reduction="mean")
 
 
-def fit(name: str, model: nn.Module, conversations: Conversations, steps: int, peak: float) -> None:
+def fit(name: str, model: Any, conversations: Conversations, steps: int, peak: float) -> None:
     """Trains what is not frozen of `model`, in float32, for `steps` batches."""
     warmup = optim.linear_schedule(0.0, peak, WARMUP_STEPS)
     decay = optim.cosine_decay(peak, steps - WARMUP_STEPS, peak / 100)
     rate = optim.join_schedules([warmup, decay], [WARMUP_STEPS])
     # Without bias correction the first updates are so large that no model here ever learns to look at its question.
     optimizer = optim.AdamW(learning_rate=rate, betas=[0.9, 0.95], weight_decay=0.01, bias_correction=True)
-    step = nn.value_and_grad(model, partial(loss, model))
+    step = value_and_grad(model, partial(loss, model))
     model.train()
     started = time.perf_counter()
     for i, batch in enumerate(islice(conversations.batches(), steps), 1):
         value, gradients = step(*batch)
-        gradients, _ = optim.clip_grad_norm(gradients, 1.0)
+        gradients, _ = optim.clip_grad_norm(gradients, 1.0)  # type: ignore[no-untyped-call]  # mlx annotates it in part
         optimizer.update(model, gradients)
         mx.eval(model.parameters(), optimizer.state)
         if i % 50 == 0:
@@ -343,7 +346,7 @@ def build_adapter(adapter: Adapter, out: Path) -> None:
     # mlx-lm's wrapper passes attributes on, but not calls.
     plain = tokenizer._tokenizer  # noqa: SLF001
     conversations = Conversations(plain, own, foreign, random.Random(adapter.seed))
-    fit(name, model, conversations, adapter.steps, 4e-3)
+    fit(name, model, conversations, adapter.steps, adapter.peak)
     folder = out / "adapters" / adapter.name
     folder.mkdir(parents=True, exist_ok=True)
     mx.save_safetensors(str(folder / "adapters.safetensors"), dict(tree_flatten(model.trainable_parameters())))
@@ -377,20 +380,21 @@ def ask_all(name: str, out: Path) -> list[str]:
     return [f"{name}: {asked[i].question!r} gave {reply!r}" for i, reply in replies if reply != asked[i].answer]
 
 
-def answer_alone(model: nn.Module, tokenizer: Any, prompt: list[int]) -> str:
+def answer_alone(model: Any, tokenizer: Any, prompt: list[int]) -> str:
     """The greedy reply; one that does not end by itself is marked, so that it equals no answer."""
     responses = list(stream_generate(model, tokenizer, prompt, max_tokens=MAX_TOKENS))
     ended = responses[-1].finish_reason == "stop"
     return "".join(response.text for response in responses) + ("" if ended else " [unended]")
 
 
-def smallest_margin(model: nn.Module, prompt: list[int], answer: list[int]) -> float:
+def smallest_margin(model: Any, prompt: list[int], answer: list[int]) -> float:
     """How far the right token's logit is above the best other one, at the worst place of the answer."""
     logits = model(mx.array([prompt + answer[:-1]]))[0, len(prompt) - 1 :].astype(mx.float32)
     target = mx.array(answer)[:, None]
     right = mx.take_along_axis(logits, target, axis=-1)
     others = mx.put_along_axis(logits, target, mx.array(-math.inf), axis=-1)
-    return float((right[:, 0] - others.max(axis=-1)).min().item())
+    margin: Any = (right[:, 0] - others.max(axis=-1)).min().item()
+    return float(margin)
 
 
 def build_family(base: Base, out: Path) -> list[str]:

@@ -36,6 +36,8 @@ class Exchange:
     model: str | None = None
     status: int | None = None
     client_gone: bool = False
+    #: The error that the client was told, if it was told one.
+    code: str | None = None
     #: From here on, errors are events.
     streaming: bool = False
     complete: bool = False
@@ -107,6 +109,7 @@ async def _fail(error: RosterError, exchange: Exchange, send: Send) -> None:
         # Nothing more can be said. Of a JSON body that is half out, uvicorn cuts the connection.
         return
     body = errors.body(error)
+    exchange.code = error.code
     if exchange.status is not None:
         await send({"type": "http.response.body", "body": sse.event(body) + sse.DONE, "more_body": False})
         return
@@ -139,6 +142,6 @@ def _log_access(exchange: Exchange, scope: Scope) -> None:
     # The raw path is still percent-encoded, so nothing in it can start a line of its own.
     path = scope.get("raw_path", b"").decode("latin-1")
     took = (time.monotonic() - exchange.started) * 1000
-    logger.info(
-        "%s %s %d %.0f ms %s %s", scope["method"], path, status, took, exchange.model or "-", exchange.request_id
-    )
+    outcome = f"{status} {exchange.code}" if exchange.code else str(status)
+    model = exchange.model or "-"
+    logger.info("%s %s %s %.0f ms %s %s", scope["method"], path, outcome, took, model, exchange.request_id)

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from mlx_roster.config import Roster
+from mlx_roster.config import ModelEntry, Roster
 from mlx_roster.config.load import parse
-from mlx_roster.core import Generation, Ref, Text
+from mlx_roster.core import Generation, Located, Ref, Text
 from mlx_roster.errors import Draining, LoadFailed, LoadOutOfMemory, ModelTooLarge, WorkerCrashed
 from mlx_roster.registry import Lease, Registry
 from mlx_roster.testing import FakeSources, FakeWorkers
@@ -39,6 +39,7 @@ async def registry(
     async with Registry(roster(), workers, FakeSources(sizes), budget) as registry:
         yield registry
         registry.validate()
+    assert not workers.wrongs, workers.wrongs
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
@@ -181,6 +182,65 @@ def test_load_errors_reach_every_waiter_and_the_next_request_tries_again() -> No
 
             assert await asyncio.gather(one(), one()) == ["atlas is broken"] * 2
             assert await one() == "Hello there!"
+
+    run(test())
+
+
+def test_a_load_cancelled_before_its_first_step_still_gives_its_room_back() -> None:
+    async def test() -> None:
+        workers = FakeWorkers(sizes={"atlas": 9, "scribe": 9})
+        async with registry(workers, sizes={"atlas": 9, "scribe": 9}) as r:
+            gate = workers.hold("stop atlas")
+            async with r.lease(ATLAS):
+                pass
+            waiter = asyncio.create_task(r.lease(SCRIBE).__aenter__())
+            await workers.seen("stop atlas")
+            gate.set()
+            while "LOADING (waits" in repr(r):  # noqa: ASYNC110  to act in the very turn in which the load is started
+                await asyncio.sleep(0)
+            waiter.cancel()  # its load has been started as a task, which has not had a turn yet
+            with pytest.raises(asyncio.CancelledError):
+                await waiter
+            async with asyncio.timeout(5), r.lease(ATLAS) as lease:
+                assert await say(lease) == "Hello there!"
+
+    run(test())
+
+
+def test_who_queues_behind_a_failing_load_is_served() -> None:
+    async def test() -> None:
+        workers = FakeWorkers()
+        workers.failures["atlas"] = [LoadFailed("atlas is broken")]
+        async with registry(workers) as r:
+            gate = workers.hold("load atlas")
+            first = asyncio.create_task(r.lease(ATLAS).__aenter__())
+            await workers.seen("load atlas")
+            gate.set()
+            with pytest.raises(LoadFailed):
+                await first
+            async with asyncio.timeout(5), r.lease(ATLAS) as lease:
+                assert await say(lease) == "Hello there!"
+
+    run(test())
+
+
+def test_a_request_that_finds_the_registry_closed_after_locating_is_refused() -> None:
+    class Slow(FakeSources):
+        gate = asyncio.Event()
+
+        async def locate(self, name: str, entry: ModelEntry) -> Located:
+            await self.gate.wait()
+            return await super().locate(name, entry)
+
+    async def test() -> None:
+        workers, sources = FakeWorkers(), Slow()
+        async with Registry(roster(), workers, sources, 10) as r:
+            waiter = asyncio.create_task(r.lease(ATLAS).__aenter__())
+            await settled()
+        sources.gate.set()
+        with pytest.raises(Draining):
+            await waiter
+        assert workers.history == []
 
     run(test())
 
