@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import ctypes.util
 import os
 import sys
 from collections.abc import Mapping
+
+#: Models of fewer bytes gain nothing from more than one thread: see docs/performance.md.
+SMALL = 64 * 2**20
 
 #: Set to "off" to keep the worker from preloading a system OpenBLAS.
 SWITCH = "MLX_ROSTER_OPENBLAS"
@@ -26,4 +31,20 @@ def preloaded(environment: Mapping[str, str]) -> dict[str, str]:
     present = environment.get("LD_PRELOAD", "")
     if library is None or "openblas" in present:
         return dict(environment)
-    return {**environment, "LD_PRELOAD": os.pathsep.join(filter(None, [library, present]))}
+    return {
+        # Two to the power of so many cycles is how long an idle thread spins, and keeps a core from other workers.
+        "OPENBLAS_THREAD_TIMEOUT": "8",
+        **environment,
+        "LD_PRELOAD": os.pathsep.join(filter(None, [library, present])),
+    }
+
+
+def limit_threads(weights: int) -> None:
+    """In a worker that has loaded `weights` bytes: one thread for a small model, where OpenBLAS is preloaded.
+
+    Its steps are many small products. More threads do not make them faster, and two such models side by side would
+    wait for each other's threads all the time. OPENBLAS_NUM_THREADS in the environment has the last word.
+    """
+    if weights < SMALL and "OPENBLAS_NUM_THREADS" not in os.environ:
+        with contextlib.suppress(AttributeError):  # it is not preloaded
+            ctypes.CDLL(None).openblas_set_num_threads(1)

@@ -29,6 +29,7 @@ from mlx_roster.errors import LoadFailed, LoadOutOfMemory, RosterError
 from mlx_roster.loaders import models
 from mlx_roster.loaders.adapters import Adapters
 from mlx_roster.workers import wire
+from mlx_roster.workers.blas import limit_threads
 
 #: Steps are small and frequent; this is room for the server process to be busy elsewhere for a moment.
 SEND_BUFFER = 4 * 2**20
@@ -109,6 +110,7 @@ def serve(link: Link, source: ModelSource, engine: Future[Engine]) -> None:
     """Load `source` and run its engine, on the main thread, until the reader ends the process."""
     try:
         loaded = models.load(source, lambda done, total: link.send(wire.Progress(done, total)))
+        limit_threads(mx.get_active_memory())
         engine.set_result(Engine(loaded, source, link, Adapters()))
     except LoadFailed as error:
         link.send(wire.LoadError(error.message, isinstance(error, LoadOutOfMemory)))
