@@ -49,8 +49,8 @@ def test_one_access_line_for_each_request(
     served, refused = lines()
     assert served[:3] == ["POST", "/v1/completions", "200"]
     assert served[4:] == ["ms", "atlas", "one"]
-    assert refused[:3] == ["GET", "/v1/models/a%0Ab", "404"]
-    assert refused[4:] == ["ms", "-", "two"]
+    assert refused[:4] == ["GET", "/v1/models/a%0Ab", "404", "not_found"]
+    assert refused[5:] == ["ms", "-", "two"]
 
 
 async def talk(app: ASGIApp, scope: Scope, body: bytes = b"") -> list[Message]:
