@@ -35,10 +35,14 @@ class Located:
 
 
 class AdapterSource(msgspec.Struct, frozen=True):
-    """Where a worker finds an adapter. `path` is a local folder; `name` is what errors call it."""
+    """Where a worker finds an adapter. `path` is a local folder; `name` is what errors call it.
+
+    One with `pin` keeps its place in the worker's bank from its first use on.
+    """
 
     name: str
     path: str
+    pin: bool = False
 
 
 class Sampling(msgspec.Struct, frozen=True):
@@ -113,7 +117,8 @@ class ModelSource(msgspec.Struct, frozen=True):
     """What a worker must load: a local folder, and the limits it then lives by.
 
     `memory` is the most it may ever take, in bytes: the whole budget, since nothing is reserved for what a batch needs
-    beyond the weights. `max_adapters` is the number of slots of its LoRA bank.
+    beyond the weights. `max_adapters` is the number of slots of its LoRA bank. Of finished sequences it keeps the KV
+    caches of at most `prompt_cache_entries`, in at most `prompt_cache_bytes`; 0 of either keeps none.
     """
 
     name: str
@@ -122,6 +127,8 @@ class ModelSource(msgspec.Struct, frozen=True):
     max_concurrency: int = 32
     max_context: int | None = None
     max_adapters: int = 8
+    prompt_cache_entries: int = 32
+    prompt_cache_bytes: int = 512 * 2**20
 
 
 class Measured(msgspec.Struct, frozen=True):

@@ -8,15 +8,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import mlx.core as mx
 from mlx.nn.layers.base import Module
 
 from mlx_roster.core import AdapterSource
 
-#: The linear layers of a base model that an adapter may change: module path → (input size, output size).
-Targets = Mapping[str, tuple[int, int]]
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A layer of a base model that an adapter may change.
+
+    A `linear` layer takes `inputs` numbers to `outputs`; an `embedding` has a row of `outputs` numbers for each of
+    `inputs` tokens; `experts` are so many linear layers, of which a router picks.
+    """
+
+    kind: Literal["linear", "embedding", "experts"]
+    inputs: int
+    outputs: int
+    experts: int = 0
+
+
+#: Module path → what an adapter may change there.
+Targets = Mapping[str, Target]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,22 +45,33 @@ class Loaded:
     vocabulary: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class LoraPair:
-    """`x @ a @ b` is added to a layer's output: a is (D, r), b is (r, O) and carries the scale; both float32."""
+    """What one adapter adds to one layer, in float32; `b` carries the scale. D are the layer's inputs, O its outputs.
+
+    linear: a (D, r), b (r, O): `x @ a @ b` is added to the output. experts: a (E, D, r), b (E, r, O).
+    embedding: a (D, r), b (r, O): the row of token v gets `a[v] @ b`.
+    `magnitude` makes it DoRA: (O,) for a linear layer, (D,) for an embedding; what the norms of the changed weight's
+    rows, one for each output or token, are brought to.
+    """
 
     a: mx.array
     b: mx.array
+    magnitude: mx.array | None = None
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
 class AdapterWeights:
-    """One adapter. `identity` is a hash of its files' contents: the same under two names, another for new files."""
+    """One adapter. `identity` is a hash of its files' contents: the same under two names, another for new files.
+
+    `layers` has what each layer gets. `heads` is for embeddings only, and for where a model uses one the other way
+    round, as its tied output layer: the pair is oriented as the embedding's, and may be the very object in `layers`.
+    """
 
     name: str
     identity: str
     layers: Mapping[str, LoraPair]
-    rank: int
+    heads: Mapping[str, LoraPair]
     nbytes: int
 
 
@@ -56,4 +82,4 @@ class AdapterReader(Protocol):
         """The identity of what lies at `source` now. Cheap while the files do not change."""
 
     def read(self, source: AdapterSource, targets: Targets) -> AdapterWeights:
-        """The tensors, every one checked against `targets`."""
+        """The tensors, every one checked against `targets`. A failure is remembered for a while, unless files change."""

@@ -20,16 +20,16 @@ from mlx_roster.core import Sampling
 from mlx_roster.engine.routed import Routed, Routing
 from mlx_roster.engine.rows import Row, Rows
 from mlx_roster.errors import AdapterIncompatible
-from mlx_roster.tensors import AdapterWeights, LoraPair, Targets
+from mlx_roster.tensors import AdapterWeights, LoraPair, Target, Targets
 
 
 class LoraRows(Module):
     """A linear layer and its stacks. Sits in the model's tree where the layer was."""
 
-    def __init__(self, linear: Module, routing: Routing, shape: tuple[int, int], slots: int, rank: int) -> None:
+    def __init__(self, linear: Module, routing: Routing, target: Target, slots: int, rank: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.linear = linear
-        inputs, outputs = shape
+        inputs, outputs = target.inputs, target.outputs
         self.a = mx.zeros((slots, inputs, rank))
         self.b = mx.zeros((slots, rank, outputs))
         self._routing = routing
@@ -91,7 +91,7 @@ class Bank:
         Evaluated when this returns. Raises AdapterIncompatible, and leaves the model as it was, where the model cannot
         run with one of its layers wrapped.
         """
-        self._grow(slot, weights.rank)
+        self._grow(slot, max(pair.a.shape[-1] for pair in weights.layers.values()))
         self._wrap(weights.layers.keys() - self._layers.keys())
         for path, layer in self._layers.items():
             layer.put(slot, weights.layers.get(path))
@@ -132,12 +132,12 @@ class Bank:
         Routed(self._model, self._routing)(mx.zeros((2, 3), dtype=mx.int32), [*make_prompt_cache(self._model), rows])
 
 
-def _targets(model: Any) -> Iterable[tuple[str, tuple[int, int]]]:
+def _targets(model: Any) -> Iterable[tuple[str, Target]]:
     for path, module in model.named_modules():
         # Exact types: what a subclass computes, adding to its output may not extend.
         if type(module) is Linear:
             outputs, inputs = module.weight.shape
-            yield path, (inputs, outputs)
+            yield path, Target("linear", inputs, outputs)
         elif type(module) is QuantizedLinear:
             outputs, groups = module.scales.shape
-            yield path, (groups * module.group_size, outputs)
+            yield path, Target("linear", groups * module.group_size, outputs)

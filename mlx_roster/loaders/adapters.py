@@ -91,7 +91,7 @@ def read(source: AdapterSource) -> AdapterWeights:
         name=source.name,
         identity=files.identity,
         layers=layers,
-        rank=max(pair.a.shape[1] for pair in layers.values()),
+        heads={},
         nbytes=sum(pair.a.nbytes + pair.b.nbytes for pair in layers.values()),
     )
 
@@ -103,7 +103,7 @@ def fit(weights: AdapterWeights, targets: Targets) -> None:
         if path not in targets:
             wrong.append(f"{path}.lora_a, {path}.lora_b: the model has no linear layer of that name")
             continue
-        inputs, outputs = targets[path]
+        inputs, outputs = targets[path].inputs, targets[path].outputs
         if pair.a.shape[0] != inputs:
             wrong.append(f"{path}.lora_a: shape {tuple(pair.a.shape)}, but the layer takes {inputs} inputs")
         if pair.b.shape[1] != outputs:

@@ -353,8 +353,9 @@ class Invented(Adapters):
 
     def read(self, source: AdapterSource, targets: Targets) -> AdapterWeights:
         path = "inner.model.layers.0.self_attn.q_proj"
-        inputs, outputs = targets[path]
-        return AdapterWeights("a", "invented", {path: LoraPair(mx.ones((inputs, 2)), mx.ones((2, outputs)))}, 2, 0)
+        target = targets[path]
+        pair = LoraPair(mx.ones((target.inputs, 2)), mx.ones((2, target.outputs)))
+        return AdapterWeights("a", "invented", {path: pair}, {}, 0)
 
 
 def test_adapter_that_the_model_cannot_run_with_is_refused_and_neighbours_go_on(model: Path) -> None:

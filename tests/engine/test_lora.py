@@ -133,7 +133,7 @@ def test_bank_leaves_the_base_as_it_was(model: Path, adapters: list[Path]) -> No
 
 
 def weights(layers: dict[str, LoraPair]) -> AdapterWeights:
-    return AdapterWeights("odd", "odd", layers, 2, 0)
+    return AdapterWeights("odd", "odd", layers, {}, 0)
 
 
 class Peeking(nn.Module):

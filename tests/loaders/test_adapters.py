@@ -14,10 +14,10 @@ import pytest
 from mlx_roster.core import AdapterSource
 from mlx_roster.errors import AdapterIncompatible
 from mlx_roster.loaders.adapters import Adapters, fit, read
-from mlx_roster.tensors import AdapterWeights, LoraPair
+from mlx_roster.tensors import AdapterWeights, LoraPair, Target
 
 LAYER = "model.layers.0.self_attn.q_proj"
-TARGETS = {LAYER: (8, 6)}
+TARGETS = {LAYER: Target("linear", 8, 6)}
 
 
 def tensors(rank: int = 2, inputs: int = 8, outputs: int = 6) -> dict[str, mx.array]:
@@ -44,7 +44,7 @@ def refusal(source: AdapterSource) -> str:
 def test_pairs_come_with_the_scale_folded_in(tmp_path: Path) -> None:
     weights = read(write(tmp_path))
     pair = weights.layers[LAYER]
-    assert (pair.a.shape, pair.b.shape, weights.rank, weights.nbytes) == ((8, 2), (2, 6), 2, 4 * (16 + 12))
+    assert (pair.a.shape, pair.b.shape, weights.nbytes) == ((8, 2), (2, 6), 4 * (16 + 12))
     assert mx.array_equal(pair.b, mx.full((2, 6), 2.0))
 
 
@@ -87,9 +87,10 @@ def test_identity_follows_the_files(tmp_path: Path) -> None:
 
 
 def test_fit_lists_every_offending_tensor() -> None:
-    layers = {LAYER: (8, 6), "b": (8, 6), "c": (8, 6), "d": (9, 6), "e": (8, 7)}
+    shapes = {LAYER: (8, 6), "b": (8, 6), "c": (8, 6), "d": (9, 6), "e": (8, 7)}
+    layers = {path: Target("linear", *shape) for path, shape in shapes.items()}
     pair = LoraPair(mx.ones((8, 2)), mx.ones((2, 6)))
-    weights = AdapterWeights("mine", "", dict.fromkeys(["b", "d", "e", "x"], pair), 2, 0)
+    weights = AdapterWeights("mine", "", dict.fromkeys(["b", "d", "e", "x"], pair), {}, 0)
     with pytest.raises(AdapterIncompatible) as refused:
         fit(weights, layers)
     lines = refused.value.message.splitlines()
@@ -101,7 +102,7 @@ def test_fit_lists_every_offending_tensor() -> None:
 
 def test_reader_checks_what_it_reads(tmp_path: Path) -> None:
     source = write(tmp_path)
-    assert Adapters().read(source, TARGETS).rank == 2
+    assert Adapters().read(source, TARGETS).layers[LAYER].a.shape == (8, 2)
     with pytest.raises(AdapterIncompatible, match="no linear layer"):
         Adapters().read(source, {})
 
