@@ -19,8 +19,9 @@ MAX_HEADER = 100 * 10**6
 
 INDEX = "model.safetensors.index.json"
 
-#: As mlx-lm names it. Other files in an adapter's folder are checkpoints of its training.
-ADAPTER = "adapters.safetensors"
+#: As mlx-lm and PEFT name an adapter's tensors. Other files in its folder are checkpoints of its training.
+MLX_LM_ADAPTER = "adapters.safetensors"
+PEFT_ADAPTER = "adapter_model.safetensors"
 
 
 class _Tensor(msgspec.Struct, gc=False):
@@ -42,10 +43,12 @@ def weights_bytes(folder: Path) -> int:
 
 
 def adapter_bytes(folder: Path) -> int:
-    """Bytes of the tensors of the adapter in `folder`."""
-    if not (folder / ADAPTER).is_file():
-        raise LoadFailed(f"there is no {ADAPTER}" if folder.is_dir() else "its folder does not exist")
-    return tensor_bytes(folder / ADAPTER)
+    """Bytes of the tensors of the adapter in `folder`: the larger, where both formats are there."""
+    files = [folder / name for name in (MLX_LM_ADAPTER, PEFT_ADAPTER) if (folder / name).is_file()]
+    if not files:
+        missing = f"there is no {MLX_LM_ADAPTER} and no {PEFT_ADAPTER}"
+        raise LoadFailed(missing if folder.is_dir() else "its folder does not exist")
+    return max(map(tensor_bytes, files))
 
 
 def estimate(folder: Path, adapters: Sequence[Path], max_adapters: int, headroom: float) -> int:

@@ -1,10 +1,15 @@
-"""Adapter folders: what mlx-lm saves is read, and everything else is refused by name."""
+"""Adapter folders: the format is chosen by what is there, identities follow contents, and refusals are remembered."""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import struct
+import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,157 +18,350 @@ import pytest
 
 from mlx_roster.core import AdapterSource
 from mlx_roster.errors import AdapterIncompatible
-from mlx_roster.loaders.adapters import Adapters, fit, read
-from mlx_roster.tensors import AdapterWeights, LoraPair, Target
+from mlx_roster.loaders.adapters import Adapters, read
+from mlx_roster.tensors import AdapterWeights
+from tests.loaders.adapter_folders import LAYER, TARGETS, lora, offenders, refused, write_mlxlm, write_peft
 
-LAYER = "model.layers.0.self_attn.q_proj"
-TARGETS = {LAYER: Target("linear", 8, 6)}
-
-
-def tensors(rank: int = 2, inputs: int = 8, outputs: int = 6) -> dict[str, mx.array]:
-    return {f"{LAYER}.lora_a": mx.ones((inputs, rank)), f"{LAYER}.lora_b": mx.full((rank, outputs), 0.5)}
+BOTH = pytest.mark.parametrize("write", [write_mlxlm, write_peft])
 
 
-def write(folder: Path, content: dict[str, mx.array] | None = None, **config: Any) -> AdapterSource:
-    folder.mkdir(exist_ok=True)
-    mx.save_safetensors(str(folder / "adapters.safetensors"), tensors() if content is None else content)
-    full = {"fine_tune_type": "lora", "num_layers": 1, "lora_parameters": {"rank": 2, "scale": 4.0, "dropout": 0.0}}
-    (folder / "adapter_config.json").write_text(json.dumps(full | config))
-    return AdapterSource("mine", str(folder))
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
-def refusal(source: AdapterSource) -> str:
-    with pytest.raises(AdapterIncompatible) as refused:
-        read(source)
-    assert "mine" in refused.value.message
-    assert source.path not in refused.value.message
-    assert refused.value.param == "adapters"
-    return refused.value.message
+def refusal(reader: Adapters, source: AdapterSource) -> str:
+    with pytest.raises(AdapterIncompatible) as error:
+        reader.read(source, TARGETS)
+    return error.value.message
 
 
-def test_pairs_come_with_the_scale_folded_in(tmp_path: Path) -> None:
-    weights = read(write(tmp_path))
-    pair = weights.layers[LAYER]
-    assert (pair.a.shape, pair.b.shape, weights.nbytes) == ((8, 2), (2, 6), 4 * (16 + 12))
-    assert mx.array_equal(pair.b, mx.full((2, 6), 2.0))
+#: Where the names go of files that are opened below a folder. An audit hook, once added, stays.
+_watched: dict[str, list[str]] = {}
 
 
-@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
-def test_half_precision_is_widened_exactly(tmp_path: Path, dtype: mx.Dtype) -> None:
-    values = mx.random.normal((8, 2)).astype(dtype)
-    pair = read(write(tmp_path, tensors() | {f"{LAYER}.lora_a": values})).layers[LAYER]
-    assert pair.a.dtype == mx.float32
-    assert mx.array_equal(pair.a, values.astype(mx.float32))
+def _watch(event: str, arguments: tuple[Any, ...]) -> None:
+    if event == "open" and _watched and isinstance(arguments[0], str | Path):
+        for folder, names in _watched.items():
+            if str(arguments[0]).startswith(folder):
+                names.append(Path(arguments[0]).name)
 
 
-def test_weights_read_on_one_thread_are_computed_with_on_another(tmp_path: Path) -> None:
+sys.addaudithook(_watch)
+
+
+@contextmanager
+def opened(folder: Path) -> Iterator[list[str]]:
+    """The files below `folder` that are opened meanwhile."""
+    _watched[str(folder)] = names = []
+    try:
+        yield names
+    finally:
+        del _watched[str(folder)]
+
+
+def forge(folder: Path, header: object, payload: bytes = b"", *, length: int | None = None) -> AdapterSource:
+    """An adapter of mlx-lm's whose safetensors file has this header."""
+    source = write_mlxlm(folder)
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    size = struct.pack("<Q", len(text) if length is None else length)
+    (folder / "adapters.safetensors").write_bytes(size + text + payload)
+    return source
+
+
+@BOTH
+def test_weights_read_on_one_thread_are_computed_with_on_another(tmp_path: Path, write: type) -> None:
     source = write(tmp_path)
     found: list[AdapterWeights] = []
-    thread = threading.Thread(target=lambda: found.append(read(source)))
+    thread = threading.Thread(target=lambda: found.append(read(source, TARGETS)))
     thread.start()
     while thread.is_alive():
         # What the engine does meanwhile: neither may wait for the other.
         mx.eval(mx.ones((64, 64)) @ mx.ones((64, 64)))
     pair = found[0].layers[LAYER]
-    assert (mx.ones((1, 8)) @ pair.a @ pair.b).tolist() == [[32.0] * 6]
+    assert (mx.ones((1, 8)) @ pair.a @ pair.b).shape == (1, 6)
 
 
-def test_identity_is_that_of_the_contents(tmp_path: Path) -> None:
+def test_the_config_decides_between_both_formats(tmp_path: Path) -> None:
+    write_peft(tmp_path)
+    assert read(write_mlxlm(tmp_path), TARGETS).layers[LAYER].b[0, 0].item() == 2.0
+    values = lora(LAYER)
+    weights = read(write_peft(tmp_path, values), TARGETS)
+    assert mx.array_equal(weights.layers[LAYER].a, values[f"{LAYER}.lora_A.weight"].T)
+
+
+def test_a_config_without_its_format_is_told_what_is_there(tmp_path: Path) -> None:
+    source = write_peft(tmp_path)
+    (tmp_path / "adapter_model.safetensors").rename(tmp_path / "adapters.safetensors")
+    assert "has a peft_type, but its folder has adapters.safetensors" in refused(source)
+    source = write_mlxlm(tmp_path)
+    (tmp_path / "adapters.safetensors").rename(tmp_path / "adapter_model.safetensors")
+    assert "has no peft_type, but its folder has adapter_model.safetensors" in refused(source)
+
+
+def test_pickles_are_never_read(tmp_path: Path) -> None:
+    source = write_peft(tmp_path)
+    (tmp_path / "adapter_model.safetensors").rename(tmp_path / "adapter_model.bin")
+    assert "pickled in adapter_model.bin, which is never read" in refused(source)
+
+
+@BOTH
+def test_identity_is_that_of_the_contents(tmp_path: Path, write: type) -> None:
     one = write(tmp_path / "one")
     same = AdapterSource("other", str(shutil.copytree(tmp_path / "one", tmp_path / "same")))
-    scaled = write(tmp_path / "scaled", lora_parameters={"scale": 1.0})
+    scaled = write(tmp_path / "scaled", lora_parameters={"scale": 1.0, "rank": 2}, lora_alpha=1)
     reader = Adapters()
-    assert reader.identity(one) == reader.identity(same) == read(one).identity
+    assert reader.identity(one) == reader.identity(same) == read(one, TARGETS).identity
     assert reader.identity(scaled) != reader.identity(one)
 
 
-def test_identity_follows_the_files(tmp_path: Path) -> None:
+@BOTH
+def test_identity_follows_the_files(tmp_path: Path, write: type) -> None:
     reader = Adapters()
     source = write(tmp_path)
     before = reader.identity(source)
     assert reader.identity(source) == before
-    write(tmp_path, tensors(rank=3))
-    assert reader.identity(source) == read(source).identity != before
+    file = next(tmp_path.glob("*.safetensors"))
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    # As rsync and tar leave it: other contents, the same size and time of change.
+    os.utime(file, ns=(0, 0))
+    changed = reader.identity(source)
+    assert changed == read(source, TARGETS).identity != before
+    content[-2] ^= 1
+    file.write_bytes(content)
+    os.utime(file, ns=(0, 0))
+    assert reader.identity(source) == read(source, TARGETS).identity != changed
 
 
-def test_fit_lists_every_offending_tensor() -> None:
-    shapes = {LAYER: (8, 6), "b": (8, 6), "c": (8, 6), "d": (9, 6), "e": (8, 7)}
-    layers = {path: Target("linear", *shape) for path, shape in shapes.items()}
-    pair = LoraPair(mx.ones((8, 2)), mx.ones((2, 6)))
-    weights = AdapterWeights("mine", "", dict.fromkeys(["b", "d", "e", "x"], pair), {}, 0)
-    with pytest.raises(AdapterIncompatible) as refused:
-        fit(weights, layers)
-    lines = refused.value.message.splitlines()
-    assert len(lines) == 4
-    assert "d.lora_a: shape (8, 2), but the layer takes 9 inputs" in lines[1]
-    assert "e.lora_b: shape (2, 6), but the layer has 7 outputs" in lines[2]
-    assert "x.lora_a, x.lora_b: the model has no linear layer of that name" in lines[3]
+def test_identity_of_unchanged_files_opens_none(tmp_path: Path) -> None:
+    reader = Adapters()
+    source = write_mlxlm(tmp_path)
+    with opened(tmp_path) as files:
+        before = reader.identity(source)
+        assert sorted(files) == ["adapter_config.json", "adapters.safetensors"]
+        assert reader.identity(source) == before
+        assert len(files) == 2
 
 
-def test_reader_checks_what_it_reads(tmp_path: Path) -> None:
-    source = write(tmp_path)
+def test_a_reader_refuses_what_its_base_has_no_place_for(tmp_path: Path) -> None:
+    source = write_mlxlm(tmp_path)
     assert Adapters().read(source, TARGETS).layers[LAYER].a.shape == (8, 2)
-    with pytest.raises(AdapterIncompatible, match="no linear layer"):
-        Adapters().read(source, {})
+    with pytest.raises(AdapterIncompatible, match="no layer of that name"):
+        Adapters().read(source, {"other": TARGETS[LAYER]})
 
 
-@pytest.mark.parametrize("kind", ["dora", "full", "qlora", None])
-def test_other_kinds_of_fine_tuning_are_refused_by_name(tmp_path: Path, kind: str | None) -> None:
-    assert repr(kind) in refusal(write(tmp_path, fine_tune_type=kind))
-
-
-def test_peft_folders_are_refused_as_such(tmp_path: Path) -> None:
-    assert "PEFT" in refusal(write(tmp_path, peft_type="LORA"))
-    (tmp_path / "adapters.safetensors").rename(tmp_path / "adapter_model.safetensors")
-    assert "PEFT" in refusal(AdapterSource("mine", str(tmp_path)))
-
-
-@pytest.mark.parametrize("name", ["adapter_config.json", "adapters.safetensors"])
-def test_missing_file_is_named(tmp_path: Path, name: str) -> None:
+@BOTH
+def test_missing_files_are_named(tmp_path: Path, write: type) -> None:
     source = write(tmp_path)
-    (tmp_path / name).unlink()
-    assert name in refusal(source)
-    with pytest.raises(AdapterIncompatible, match=name):
-        Adapters().identity(source)
+    tensors = next(tmp_path.glob("*.safetensors")).name
+    for name in (tensors, "adapter_config.json"):
+        (tmp_path / name).unlink()
+        assert name in refused(source)
+        with pytest.raises(AdapterIncompatible, match=name):
+            Adapters().identity(source)
+    assert "adapter_config.json" in refused(AdapterSource("gone", str(tmp_path / "gone")))
+    assert "adapter_config.json" in refused(AdapterSource("nul", "a\0b"))
 
 
-@pytest.mark.parametrize("content", [b"{", b"[1]", b"\xff\xfe", b""])
+@pytest.mark.parametrize("content", [b"{", b"[1]", b"\xff\xfe", b"", b"[" * 100_000, b'{"a":' * 100_000, b"9" * 5000])
 def test_config_that_is_no_json_object_is_refused(tmp_path: Path, content: bytes) -> None:
-    source = write(tmp_path)
+    source = write_mlxlm(tmp_path)
     (tmp_path / "adapter_config.json").write_bytes(content)
-    assert "adapter_config.json" in refusal(source)
-
-
-@pytest.mark.parametrize("parameters", [None, {}, {"scale": "2"}, {"scale": True}, {"scale": float("nan")}, [1]])
-def test_scale_must_be_a_number(tmp_path: Path, parameters: Any) -> None:
-    assert "lora_parameters.scale" in refusal(write(tmp_path, lora_parameters=parameters))
+    assert "adapter_config.json is not" in refused(source)
 
 
 @pytest.mark.parametrize("keep", [0, 4, 60, -10])
 def test_tensors_cut_short_are_refused(tmp_path: Path, keep: int) -> None:
-    source = write(tmp_path)
+    source = write_mlxlm(tmp_path)
     file = tmp_path / "adapters.safetensors"
     file.write_bytes(file.read_bytes()[:keep])
-    assert "cut short" in refusal(source)
+    assert "adapters.safetensors is cut short or damaged" in refused(source)
 
 
-def test_file_without_tensors_is_refused(tmp_path: Path) -> None:
-    assert "no tensors" in refusal(write(tmp_path, {}))
+@BOTH
+def test_file_without_tensors_is_refused(tmp_path: Path, write: type) -> None:
+    assert "no tensors" in refused(write(tmp_path, {}))
 
 
-def test_every_tensor_that_makes_no_pair_is_named(tmp_path: Path) -> None:
-    odd = tensors() | {
-        "alone.lora_a": mx.ones((8, 2)),
-        "unchained.lora_a": mx.ones((8, 2)),
-        "unchained.lora_b": mx.ones((3, 6)),
-        "flat.lora_a": mx.ones((8,)),
-        "whole.lora_a": mx.ones((8, 2), dtype=mx.int32),
-        "layer.m": mx.ones((8,)),
-        "lora_a": mx.ones((8, 2)),
+@pytest.mark.parametrize("length", [2**63, 2**64 - 1, 10**9, 0])
+def test_headers_of_a_claimed_length_are_not_believed(tmp_path: Path, length: int) -> None:
+    assert "cut short or damaged" in refused(forge(tmp_path, {}, length=length))
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        {"dtype": "F32", "shape": [8, 2], "data_offsets": [0, 2**60]},
+        {"dtype": "F32", "shape": [2**62, 2**62], "data_offsets": [0, 64]},
+        {"dtype": "F32", "shape": [8, 2], "data_offsets": [64, 0]},
+        {"dtype": "F32", "shape": [-8, 2], "data_offsets": [0, 64]},
+        {"dtype": "F1024", "shape": [8, 2], "data_offsets": [0, 64]},
+        {"dtype": "F32", "shape": [8, 3], "data_offsets": [0, 64]},
+        [],
+    ],
+)
+def test_headers_that_lie_are_refused(tmp_path: Path, tensor: object) -> None:
+    assert "cut short or damaged" in refused(forge(tmp_path, {f"{LAYER}.lora_a": tensor}, bytes(64)))
+
+
+def test_tensors_that_overlap_are_refused(tmp_path: Path) -> None:
+    shared = {"dtype": "F32", "shape": [8, 2], "data_offsets": [0, 64]}
+    source = forge(tmp_path, {f"{LAYER}.lora_a": shared, f"{LAYER}.lora_b": shared}, bytes(64))
+    assert "cut short or damaged" in refused(source)
+
+
+def test_a_name_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    tensor = '"%s.lora_a":{"dtype":"F32","shape":[8,2],"data_offsets":[%d,%d]}'
+    header = "{" + ",".join(tensor % (LAYER, begin, begin + 64) for begin in (0, 64)) + "}"
+    refused(forge(tmp_path, header.encode(), bytes(128)))
+
+
+def test_files_too_large_for_any_adapter_are_not_read(tmp_path: Path) -> None:
+    source = write_mlxlm(tmp_path)
+    with (tmp_path / "adapters.safetensors").open("wb") as file:
+        file.truncate(10**12)
+    assert "adapters.safetensors has 1000000000000 bytes" in refused(source)
+    with pytest.raises(AdapterIncompatible, match=r"adapters\.safetensors has 1000000000000 bytes"):
+        Adapters().identity(source)
+    with (tmp_path / "adapter_config.json").open("wb") as file:
+        file.truncate(10**12)
+    assert "adapter_config.json has 1000000000000 bytes" in refused(source)
+
+
+@pytest.mark.parametrize("name", ["adapters.safetensors", "adapter_config.json"])
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    source = write_mlxlm(tmp_path)
+    (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / name)
+    assert f"{name} is no regular file" in refused(source)
+    with pytest.raises(AdapterIncompatible, match="no regular file"):
+        Adapters().identity(source)
+    (tmp_path / name).unlink()
+    (tmp_path / name).mkdir()
+    assert f"{name} is no regular file" in refused(source)
+
+
+def test_names_are_shown_on_one_line_and_cut(tmp_path: Path) -> None:
+    tensors = {"x" * 1000 + ".lora_a": mx.ones((8, 2)), "two\nlines\x1b[31m.lora_a": mx.ones((8, 2))}
+    lines = refused(write_mlxlm(tmp_path, tensors)).splitlines()
+    assert len(lines) == 3
+    assert "two\\nlines\\x1b[31m.lora_a: shape" in lines[1]
+    assert 200 < len(lines[2]) < 320
+
+
+def test_a_thousand_offending_tensors_are_all_listed(tmp_path: Path) -> None:
+    tensors = {f"model.layers.{index}.x.lora_a": mx.ones((1, 1)) for index in range(1000)}
+    assert sorted(offenders(refused(write_mlxlm(tmp_path, tensors)))) == sorted(tensors)
+
+
+def test_a_list_that_would_fill_a_frame_is_cut(tmp_path: Path) -> None:
+    header = {
+        f"{'x' * 180}{index}.lora_a": {"dtype": "F32", "shape": [0, 1], "data_offsets": [0, 0]}
+        for index in range(20_000)
     }
-    message = refusal(write(tmp_path, odd))
-    lines = message.splitlines()[1:]
-    assert len(lines) == 6
-    for name in ("alone.lora_a", "unchained.lora_a", "flat.lora_a", "whole.lora_a", "layer.m", "lora_a"):
-        assert any(line.strip().startswith(name) for line in lines), name
-    assert LAYER not in message
+    message = refused(forge(tmp_path, header))
+    assert len(message) < 2**21
+    listed = len(message.splitlines()) - 2
+    assert message.endswith(f"and {20_000 - listed} more")
+
+
+@BOTH
+def test_a_refusal_is_remembered_until_its_cooldown_has_passed(tmp_path: Path, write: type) -> None:
+    clock = Clock()
+    reader = Adapters(clock)
+    source = write(tmp_path, {"x": mx.ones((1,))})
+    first = refusal(reader, source)
+    waits = []
+    with opened(tmp_path) as files:
+        for _ in range(7):
+            begin = clock.now
+            while not files:
+                clock.now += 1.0
+                assert refusal(reader, source) == first
+            waits.append(clock.now - begin)
+            files.clear()
+    assert waits == [10, 20, 40, 80, 160, 300, 300]
+
+
+def test_a_folder_that_cannot_be_identified_cools_down_too(tmp_path: Path) -> None:
+    clock = Clock()
+    reader = Adapters(clock)
+    source = write_mlxlm(tmp_path)
+    (tmp_path / "adapter_config.json").write_text("[]")
+    with opened(tmp_path) as files:
+        for later, reads in ((0, 1), (9, 1), (1, 2), (19, 2), (1, 3)):
+            clock.now += later
+            with pytest.raises(AdapterIncompatible, match="not a JSON object"):
+                reader.identity(source)
+            assert len(files) == reads
+
+
+def test_a_remembered_refusal_names_who_asks(tmp_path: Path) -> None:
+    reader = Adapters(Clock())
+    source = write_mlxlm(tmp_path, {"x": mx.ones((1,))})
+    assert refusal(reader, source).startswith("adapter 'mine': ")
+    assert refusal(reader, AdapterSource("other", source.path)).startswith("adapter 'other': ")
+
+
+def test_changed_files_end_a_cooldown(tmp_path: Path) -> None:
+    reader = Adapters(Clock())
+    source = write_mlxlm(tmp_path, {"x": mx.ones((1,))})
+    refusal(reader, source)
+    assert reader.read(write_mlxlm(tmp_path), TARGETS).layers.keys() == {LAYER}
+
+
+def test_a_folder_that_appears_ends_a_cooldown(tmp_path: Path) -> None:
+    reader = Adapters(Clock())
+    source = AdapterSource("mine", str(tmp_path / "later"))
+    with pytest.raises(AdapterIncompatible):
+        reader.identity(source)
+    write_mlxlm(tmp_path / "later")
+    assert reader.identity(source) == read(source, TARGETS).identity
+
+
+def test_another_base_ends_a_cooldown(tmp_path: Path) -> None:
+    reader = Adapters(Clock())
+    source = write_mlxlm(tmp_path)
+    with pytest.raises(AdapterIncompatible):
+        reader.read(source, {})
+    assert reader.read(source, TARGETS).layers.keys() == {LAYER}
+
+
+def test_success_ends_the_doubling(tmp_path: Path) -> None:
+    clock = Clock()
+    reader = Adapters(clock)
+    source = write_mlxlm(tmp_path)
+    other = {"other": TARGETS[LAYER]}
+
+    def fail() -> None:
+        with pytest.raises(AdapterIncompatible):
+            reader.read(source, other)
+
+    fail()
+    clock.now += 10
+    fail()
+    reader.read(source, TARGETS)
+    fail()
+    clock.now += 10
+    with opened(tmp_path) as files:
+        fail()
+    assert len(files) == 2
+
+
+def test_what_is_remembered_is_bounded(tmp_path: Path) -> None:
+    clock = Clock()
+    reader = Adapters(clock, remembered=2)
+    sources = [write_mlxlm(tmp_path / str(index), {"x": mx.ones((1,))}) for index in range(3)]
+    for source in sources:
+        reader.identity(source)
+        refusal(reader, source)
+    with opened(tmp_path) as files:
+        for source in reversed(sources):
+            reader.identity(source)
+            refusal(reader, source)
+    # The first of them alone: for its identity, and for what it holds.
+    assert len(files) == 4

@@ -114,8 +114,15 @@ def test_an_adapter_without_its_checkpoints(tmp_path: Path) -> None:
     assert adapter_bytes(tmp_path) == 7
 
 
+def test_an_adapter_of_peft(tmp_path: Path) -> None:
+    write(tmp_path / "adapter_model.safetensors", tensors(9), 9)
+    assert adapter_bytes(tmp_path) == 9
+    write(tmp_path / "adapters.safetensors", tensors(7), 7)
+    assert adapter_bytes(tmp_path) == 9
+
+
 def test_no_adapter(tmp_path: Path) -> None:
-    with pytest.raises(LoadFailed, match=r"^there is no adapters\.safetensors$"):
+    with pytest.raises(LoadFailed, match=r"^there is no adapters\.safetensors and no adapter_model\.safetensors$"):
         adapter_bytes(tmp_path)
     with pytest.raises(LoadFailed, match=r"^its folder does not exist$"):
         adapter_bytes(tmp_path / "missing")
