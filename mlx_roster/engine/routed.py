@@ -11,10 +11,33 @@ from mlx_roster.engine.rows import Rows
 
 
 class Routing:
-    """The rows of the forward pass in hand: set by `Routed`, read by LoRA layers and the sampler. One thread."""
+    """The rows of the forward pass in hand: set by `Routed`, read by adapted layers and the sampler. One thread."""
 
     def __init__(self) -> None:
         self.rows = Rows([])
+        self._chosen: mx.array | None = None
+        self._sorted: mx.array | None = None
+
+    def choose(self, experts: mx.array) -> None:
+        """A router has chosen: (B, …) indices of experts, as its experts are about to get them."""
+        self._chosen = experts
+        self._sorted = None
+
+    def picks(self, indices: mx.array, experts: int, is_sorted: bool) -> mx.array:
+        """Of (slots, experts) flattened, the entries that the chosen experts and the rows' slots pick, as `indices`.
+
+        `is_sorted`: mlx-lm has put the choice in the order of the experts, and flattened it.
+        """
+        if self.rows.single is not None:
+            return indices + self.rows.single * experts
+        assert self._chosen is not None
+        # Whatever a model does to a batch, rows stay its outermost dimension.
+        slots = mx.repeat(self.rows.slots, self._chosen.size // len(self.rows))
+        if is_sorted:
+            if self._sorted is None:
+                self._sorted = slots[mx.argsort(self._chosen.flatten())]
+            slots = self._sorted
+        return slots.reshape(indices.shape) * experts + indices
 
 
 class Routed:

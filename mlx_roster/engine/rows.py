@@ -74,9 +74,9 @@ class Rows:
         )
 
     @cached_property
-    def plain(self) -> bool:
-        """Whether no row has an adapter."""
-        return not any(row.slot for row in self._rows)
+    def distinct(self) -> frozenset[int]:
+        """The slots that rows have, 0 among them where some row has no adapter."""
+        return frozenset(row.slot for row in self._rows)
 
     @cached_property
     def greedy(self) -> bool:
@@ -86,8 +86,7 @@ class Rows:
     @cached_property
     def single(self) -> int | None:
         """The slot that all rows share, if they do."""
-        slots = {row.slot for row in self._rows}
-        return slots.pop() if len(slots) == 1 else None
+        return next(iter(self.distinct)) if len(self.distinct) == 1 else None
 
     @cached_property
     def slots(self) -> mx.array:
@@ -118,7 +117,7 @@ class Rows:
 
     def _changed(self, rows: list[Row]) -> None:
         self._rows = rows
-        for name in ("plain", "greedy", "single", "slots", "draw"):
+        for name in ("distinct", "greedy", "single", "slots", "draw"):
             self.__dict__.pop(name, None)
 
     def _settle(self) -> None:

@@ -8,24 +8,29 @@ from cachetools import LRUCache
 class Slots:
     """Slots 1 to `count`, each free, idle (an adapter no sequence uses) or leased (by so many sequences).
 
-    A leased slot is never given to another adapter; of the idle ones, the least recently used is.
+    A leased slot is never given to another adapter; of the idle ones, the least recently used is, unless it is pinned.
     """
 
     def __init__(self, count: int) -> None:
         self._count = count
         self._idle: LRUCache[str, int] = LRUCache(maxsize=max(count, 1))
         self._leased: dict[str, tuple[int, int]] = {}
+        #: Idle and pinned.
+        self._kept: dict[str, int] = {}
+        #: The identity that each pinned name has had last.
+        self._pins: dict[str, str] = {}
         self.clear()
 
     def __repr__(self) -> str:
         leased = dict(self._leased.values())
-        return f"<Slots: {len(self._free)} free, idle {sorted(self._idle.values())}, leased {leased}>"
+        kept = f", pinned {sorted(self._kept.values())}" if self._kept else ""
+        return f"<Slots: {len(self._free)} free, idle {sorted(self._idle.values())}{kept}, leased {leased}>"
 
     def __contains__(self, identity: object) -> bool:
-        return identity in self._leased or identity in self._idle
+        return identity in self._leased or identity in self._idle or identity in self._kept
 
     def lease(self, identity: str) -> int | None:
-        """A slot for one more sequence with this adapter, or None where all are leased to others.
+        """A slot for one more sequence with this adapter, or None where all are leased to others, or pinned.
 
         Where the adapter was not in `self` before, it must now be put into the slot.
         """
@@ -33,7 +38,9 @@ class Slots:
             slot, users = self._leased[identity]
             self._leased[identity] = slot, users + 1
             return slot
-        if identity in self._idle:
+        if identity in self._kept:
+            slot = self._kept.pop(identity)
+        elif identity in self._idle:
             slot = self._idle.pop(identity)
         elif self._free:
             slot = self._free.pop()
@@ -44,11 +51,22 @@ class Slots:
         self._leased[identity] = slot, 1
         return slot
 
+    def pin(self, name: str, identity: str) -> None:
+        """From now on the adapter of this name keeps the slot it has, or gets. What had the name before does not."""
+        before = self._pins.get(name)
+        self._pins[name] = identity
+        if before is not None and before not in self._pins.values() and before in self._kept:
+            self._idle[before] = self._kept.pop(before)
+        if identity in self._idle:
+            self._kept[identity] = self._idle.pop(identity)
+
     def release(self, identity: str) -> None:
         """One sequence is done with this adapter."""
         slot, users = self._leased.pop(identity)
         if users > 1:
             self._leased[identity] = slot, users - 1
+        elif identity in self._pins.values():
+            self._kept[identity] = slot
         else:
             self._idle[identity] = slot
 
@@ -62,3 +80,4 @@ class Slots:
         self._free = list(range(self._count, 0, -1))
         self._idle.clear()
         self._leased.clear()
+        self._kept.clear()

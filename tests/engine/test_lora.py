@@ -15,7 +15,7 @@ from mlx_roster.engine.lora import Bank
 from mlx_roster.engine.routed import Routed, Routing
 from mlx_roster.engine.rows import Row, Rows
 from mlx_roster.errors import AdapterIncompatible
-from mlx_roster.loaders import adapters as reading
+from mlx_roster.loaders.adapters import Adapters
 from mlx_roster.loaders.models import load
 from mlx_roster.tensors import AdapterWeights, LoraPair
 from tests.engine import tiny
@@ -121,12 +121,12 @@ def test_adapter_saved_in_half_precision_is_served(tmp_path: Path, model: Path, 
 def test_bank_leaves_the_base_as_it_was(model: Path, adapters: list[Path]) -> None:
     base = load(tiny.source(model), lambda done, total: None).model
     before = dict(tree_flatten(base.parameters()))
-    bank = Bank(base, Routing())
+    bank = Bank(base, Routing(), 8)
     targets = dict(bank.targets)
     for slot, folder in enumerate(adapters[:3], 1):
-        bank.put(slot, reading.read(tiny.adapter(folder)))
+        bank.put(slot, Adapters().read(tiny.adapter(folder), targets))
     assert bank.targets == targets
-    after = {name.replace(".linear.", "."): array for name, array in tree_flatten(base.parameters())}
+    after = {name.replace(".inner.", "."): array for name, array in tree_flatten(base.parameters())}
     for name, array in before.items():
         assert mx.array_equal(after[name], array)
     assert bank.nbytes > 0
@@ -154,7 +154,7 @@ class Peeking(nn.Module):
 def test_layer_that_the_model_looks_into_is_refused_and_the_model_unharmed() -> None:
     model = Peeking()
     routing = Routing()
-    bank = Bank(model, routing)
+    bank = Bank(model, routing, 8)
     pair = LoraPair(mx.zeros((8, 2)), mx.zeros((2, 8)))
     with pytest.raises(AdapterIncompatible, match=r"layers\.0"):
         bank.put(1, weights({"layers.0": pair}))

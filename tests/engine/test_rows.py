@@ -51,12 +51,10 @@ def test_device_arrays_are_made_once_per_composition() -> None:
     assert batch.slots is not before
 
 
-@pytest.mark.parametrize(
-    ("held", "plain", "single"), [((0, 0), True, 0), ((0, 1), False, None), ((2, 2), False, 2), ((), True, None)]
-)
-def test_flags_follow_the_rows(held: tuple[int, ...], plain: bool, single: int | None) -> None:
+@pytest.mark.parametrize(("held", "single"), [((0, 0), 0), ((0, 1), None), ((2, 2), 2), ((), None)])
+def test_slots_in_use_follow_the_rows(held: tuple[int, ...], single: int | None) -> None:
     batch = rows(*held)
-    assert (batch.plain, batch.single) == (plain, single)
+    assert (batch.distinct, batch.single) == (set(held), single)
 
 
 def test_greedy_is_temperature_zero_or_a_top_k_of_one() -> None:
