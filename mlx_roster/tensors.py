@@ -82,4 +82,4 @@ class AdapterReader(Protocol):
         """The identity of what lies at `source` now. Cheap while the files do not change."""
 
     def read(self, source: AdapterSource, targets: Targets) -> AdapterWeights:
-        """The tensors, every one checked against `targets`. A failure is remembered for a while, unless files change."""
+        """The tensors, each checked against `targets`. A refusal is remembered until files change, or for a while."""

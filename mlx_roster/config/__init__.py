@@ -1,6 +1,14 @@
 """The roster file: YAML to frozen, validated settings. Imports neither mlx nor the Hub's client."""
 
-from mlx_roster.config.model import AdapterEntry, Defaults, MemorySettings, ModelEntry, Roster, ServerSettings
+from mlx_roster.config.model import (
+    AdapterEntry,
+    Defaults,
+    MemorySettings,
+    ModelEntry,
+    PromptCacheSettings,
+    Roster,
+    ServerSettings,
+)
 from mlx_roster.config.units import Share, format_bytes
 
 __all__ = [
@@ -8,6 +16,7 @@ __all__ = [
     "Defaults",
     "MemorySettings",
     "ModelEntry",
+    "PromptCacheSettings",
     "Roster",
     "ServerSettings",
     "Share",

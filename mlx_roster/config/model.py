@@ -32,6 +32,7 @@ from mlx_roster.config.units import PERCENTAGE_PATTERN, SIZE_PATTERN, Share, par
 _SizeText = Annotated[str, Field(pattern=SIZE_PATTERN)]
 _PercentageText = Annotated[str, Field(pattern=PERCENTAGE_PATTERN)]
 _ByteCount = Annotated[int, Field(ge=1)]
+_ByteCountOrNone = Annotated[int, Field(ge=0)]
 
 
 def _budget(value: object) -> Share | int:
@@ -57,6 +58,9 @@ def _fraction(value: object) -> float:
 
 
 Size = Annotated[_ByteCount, BeforeValidator(parse_size, json_schema_input_type=_ByteCount | _SizeText)]
+SizeOrNone = Annotated[
+    _ByteCountOrNone, BeforeValidator(parse_size, json_schema_input_type=_ByteCountOrNone | _SizeText)
+]
 Budget = Annotated[
     Share | int,
     PlainValidator(_budget, json_schema_input_type=_ByteCount | _SizeText | _PercentageText),
@@ -128,11 +132,23 @@ class Defaults(_Settings):
     )
 
 
+class PromptCacheSettings(_Settings):
+    """What a model keeps of finished requests, for prompts that begin the same way. 0 of either keeps nothing."""
+
+    entries: int = Field(default=32, ge=0, description="Beginnings of prompts that are kept at most; 0 keeps none.")
+    budget: SizeOrNone = Field(
+        default="512MiB",
+        validate_default=True,
+        description="Bytes for all of them together, within the memory budget; 0 keeps none.",
+    )
+
+
 class AdapterEntry(_Settings):
     """A LoRA adapter of a model."""
 
     source: Path = Field(description="Its folder, relative to this file.")
     aliases: Names = Field(default=(), description="Names that mean the model with this adapter.")
+    pin: bool = Field(default=False, description="Keep it in memory from its first use, as long as its model is.")
 
     @field_validator("source", mode="plain", json_schema_input_type=str)
     @classmethod
@@ -159,6 +175,9 @@ class ModelEntry(_Settings):
     max_context: int | None = Field(
         default=None, ge=1, description="Prompt and completion in tokens; the model's own limit if left out."
     )
+    prompt_cache: PromptCacheSettings = Field(
+        default_factory=PromptCacheSettings, description="What is kept of finished requests to spare later ones work."
+    )
     max_adapters: int = Field(default=8, ge=1, description="Adapters held in memory at once; any number may be listed.")
     defaults: Defaults = Field(default_factory=Defaults, description="Come before the file's own defaults.")
     adapters: Mapping[
@@ -179,6 +198,17 @@ class ModelEntry(_Settings):
                 "nor a Hub repo id such as mlx-community/Qwen3-4B-4bit"
             )
         return text
+
+    @field_validator("adapters")
+    @classmethod
+    def _places_left(cls, adapters: Mapping[str, AdapterEntry], context: ValidationInfo) -> Mapping[str, AdapterEntry]:
+        pinned = sum(adapter.pin for adapter in adapters.values())
+        places = context.data.get("max_adapters")
+        if places is not None and pinned >= places and len(adapters) > places:
+            raise ValueError(
+                f"{pinned} adapters are pinned, and max_adapters is {places}: that leaves no place for the others"
+            )
+        return adapters
 
     @field_validator("revision")
     @classmethod

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import mlx.core as mx
+import numpy as np
 from mlx.nn.layers.base import Module
 from mlx_lm.generate import BatchGenerator
 from mlx_lm.models.cache import make_prompt_cache
 
 from mlx_roster.core import FinishReason
+from mlx_roster.engine.prefixes import Prefix, Prefixes, cuttable
+from mlx_roster.engine.prompts import Prompt
 from mlx_roster.engine.routed import Routed, Routing
 from mlx_roster.engine.rows import Row, Rows
 from mlx_roster.engine.sampling import Sampler
@@ -17,6 +21,11 @@ from mlx_roster.engine.sampling import Sampler
 #: Prompts joining together, and the tokens of each that one step takes in: what a cancel or another stream waits for.
 PREFILL_SEQUENCES = 16
 PREFILL_TOKENS = 512
+
+#: Tokens that must have been computed for a prompt's beginning to be kept before the answer is there. It is a copy, and
+#: where caches can be cut back it is only for requests that come meanwhile: the answer's own caches serve as well.
+LEAST_MARKED = 32
+LEAST_WHILE_RUNNING = 256
 
 
 class Token(NamedTuple):
@@ -28,27 +37,53 @@ class Token(NamedTuple):
 
 
 class Admission(NamedTuple):
-    """A sequence to join the batch. `prompt` is not empty; `max_tokens` is at least 1."""
+    """A sequence to join the batch. `prompt` is not empty; `max_tokens` is at least 1.
+
+    `prefix` are the caches of the prompt's beginning, if they are there already; `key` is whose they are, and whose
+    what is computed will be.
+    """
 
     sequence: int
-    prompt: list[int]
+    prompt: Prompt
     max_tokens: int
     row: Row
+    key: str | None = None
+    prefix: Prefix | None = None
+
+
+class Running(NamedTuple):
+    """What must be known of an admitted sequence. Its caches are kept at `stops`, on the way through the prompt."""
+
+    sequence: int
+    prompt: Prompt
+    key: str | None
+    cached: int
+    stops: frozenset[int]
 
 
 class Batch:
-    """The sequences being decoded together. For the engine's thread."""
+    """The sequences being decoded together, whose caches go to `prefixes` when they leave. For the engine's thread."""
 
-    def __init__(self, model: Module, routing: Routing, stop_tokens: Iterable[int], max_concurrency: int) -> None:
+    def __init__(
+        self,
+        model: Module,
+        routing: Routing,
+        stop_tokens: Iterable[int],
+        max_concurrency: int,
+        prefixes: Prefixes,
+    ) -> None:
         self._routed = Routed(model, routing)
         self._sampler = Sampler(routing)
         self._stop_tokens = [(token,) for token in stop_tokens]
         self._max_concurrency = max_concurrency
+        self._prefixes = prefixes
+        #: Whether the model's caches can be cut back: if so, they need not be kept at any place in particular.
+        self.cuttable = cuttable(make_prompt_cache(model))
         self._open()
 
     def _open(self) -> None:
         self._uids: dict[int, int] = {}
-        self._sequences: dict[int, int] = {}
+        self._running: dict[int, Running] = {}
         self._generator = BatchGenerator(
             self._routed,
             stop_tokens=self._stop_tokens,
@@ -67,34 +102,94 @@ class Batch:
         """Give back what the generator took from the device's settings."""
         self._generator.close()
 
-    def step(self, drop: Sequence[int], admit: Sequence[Admission]) -> list[Token]:
-        """Let some go, take some in, and return the tokens that are ready. The next ones are being computed by then.
+    def drop(self, sequences: Sequence[int]) -> None:
+        """Let some go; ids that are not there are ignored. What was computed for them is there for the next."""
+        if uids := [self._uids.pop(sequence) for sequence in sequences if sequence in self._uids]:
+            self._remove(uids)
+
+    def step(self, admit: Sequence[Admission]) -> list[Token]:
+        """Take some in, and return the tokens that are ready. The next ones are being computed by then.
 
         A step that only takes in prompts returns none.
         """
-        if drop:
-            uids = [self._uids.pop(sequence) for sequence in drop if sequence in self._uids]
-            self._generator.remove(uids)
-            for uid in uids:
-                del self._sequences[uid]
         if admit:
             self._insert(admit)
+        prompts, responses = self._generator.next()
+        self._keep_on_the_way([response for response in prompts if response.end_of_segment])
         tokens = []
-        for response in self._generator.next()[1]:
-            uid = response.uid
-            sequence = self._sequences[uid]
+        for response in responses:
+            one = self._running[response.uid]
             if response.finish_reason is not None:
-                del self._sequences[uid]
-                del self._uids[sequence]
-            tokens.append(Token(sequence, response.token, response.finish_reason))
+                del self._running[response.uid]
+                del self._uids[one.sequence]
+                self._keep(one, response.all_tokens, response.prompt_cache)
+            tokens.append(Token(one.sequence, response.token, response.finish_reason))
         return tokens
 
     def _insert(self, admit: Sequence[Admission]) -> None:
-        uids = self._generator.insert(
-            prompts=[one.prompt for one in admit],
+        joining = [
+            Running(one.sequence, one.prompt, one.key, one.prefix.length if one.prefix else 0, self._stops(one))
+            for one in admit
+        ]
+        uids = self._generator.insert_segments(
+            segments=[_segments(one) for one in joining],
             max_tokens=[one.max_tokens for one in admit],
-            caches=[[*make_prompt_cache(self._routed.model), Rows([one.row])] for one in admit],
+            caches=[
+                [*(one.prefix.caches if one.prefix else make_prompt_cache(self._routed.model)), Rows([one.row])]
+                for one in admit
+            ],
+            all_tokens=[one.prompt.ids[: one.cached] for one in joining],
         )
-        for uid, one in zip(uids, admit, strict=True):
+        for uid, one in zip(uids, joining, strict=True):
             self._uids[one.sequence] = uid
-            self._sequences[uid] = one.sequence
+            self._running[uid] = one
+
+    def _stops(self, one: Admission) -> frozenset[int]:
+        """Where on the way through the prompt its caches are worth keeping."""
+        if not self._prefixes.keeps:
+            return frozenset()
+        cached = one.prefix.length if one.prefix else 0
+        # The generator stops before the last token in any case.
+        end = len(one.prompt) - 1
+        if self.cuttable:
+            return frozenset({end} if end - cached >= LEAST_WHILE_RUNNING else ())
+        marks = one.prompt.marks or (end,)
+        return frozenset(mark for mark in marks if mark <= end and mark - cached >= LEAST_MARKED)
+
+    def _keep_on_the_way(self, paused: Sequence[Any]) -> None:
+        """`paused` are mlx-lm's responses for sequences that have come to the end of a segment."""
+        uids = [
+            response.uid
+            for response in paused
+            if not response.end_of_prompt
+            and response.progress[0] + self._running[response.uid].cached in self._running[response.uid].stops
+        ]
+        if uids:
+            for uid, (caches, tokens) in self._generator.extract_cache(uids).items():
+                self._keep(self._running[uid], tokens, caches)
+
+    def _remove(self, uids: Sequence[int]) -> None:
+        removed = self._generator.remove(uids, return_prompt_caches=self._prefixes.keeps)
+        for uid in uids:
+            one = self._running.pop(uid)
+            caches, tokens = removed.get(uid, ([], []))
+            # One that nothing was computed for still has what it came with.
+            if len(tokens) > one.cached:
+                self._keep(one, tokens, caches)
+
+    def _keep(self, one: Running, tokens: list[int], caches: list[Any]) -> None:
+        """Keep `caches`, which hold `tokens` and end with their Rows."""
+        prompt = one.prompt.tokens
+        # Of all tokens only the answer's have to be read: there may be very many of the prompt's.
+        answer = tokens[len(prompt) :]
+        held = np.concatenate([prompt, np.array(answer, dtype=np.int32)]) if answer else prompt[: len(tokens)]
+        # Where the caches were made: another stream would have to wait for this one, and this one for it.
+        with mx.stream(self._generator.stream):
+            self._prefixes.put(one.key, held, caches[:-1])
+
+
+def _segments(one: Running) -> list[list[int]]:
+    """What is left of the prompt, parted where it is to stop."""
+    ends = [*sorted(one.stops), len(one.prompt)]
+    starts = [one.cached, *ends]
+    return [one.prompt.ids[start:end] for start, end in zip(starts, ends, strict=False)]

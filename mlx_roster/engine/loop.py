@@ -14,6 +14,7 @@ import mlx.core as mx
 from mlx_roster.core import Capabilities, Delta, Generation, Measured, ModelSource
 from mlx_roster.engine.batch import Admission, Batch, Token
 from mlx_roster.engine.lora import Bank
+from mlx_roster.engine.prefixes import Prefixes
 from mlx_roster.engine.preparing import Adapters, Preparer
 from mlx_roster.engine.prompts import Prompts
 from mlx_roster.engine.routed import Routing
@@ -84,9 +85,12 @@ class Engine:
         self._source = source
         self._inbox = Inbox()
         self._scheduler = Scheduler(source.max_concurrency, source.max_adapters)
-        self._bank = Bank(loaded.model, routing)
-        self._batch = Batch(loaded.model, routing, loaded.tokenizer.eos_token_ids, source.max_concurrency)
-        prompts = Prompts(loaded.tokenizer, loaded.vocabulary, loaded.context)
+        self._bank = Bank(loaded.model, routing, source.max_adapters)
+        self._prefixes = Prefixes(source.prompt_cache_entries, source.prompt_cache_bytes)
+        stop_tokens = loaded.tokenizer.eos_token_ids
+        self._batch = Batch(loaded.model, routing, stop_tokens, source.max_concurrency, self._prefixes)
+        marking = self._prefixes.keeps and not self._batch.cuttable
+        prompts = Prompts(loaded.tokenizer, loaded.vocabulary, loaded.context, marking=marking)
         adapters = Adapters(reader, self._bank.targets, self._scheduler.slots, source.max_adapters)
         self._preparer = Preparer(prompts, detokenizers(loaded.tokenizer), adapters, self._inbox.put)
         self.capabilities = Capabilities(
@@ -121,6 +125,7 @@ class Engine:
         """End the preparing thread. Nothing may be submitted any more."""
         self._closed = True
         self._preparer.close()
+        self._prefixes.clear()
         self._batch.close()
 
     def submit(self, sequence: int, generation: Generation) -> None:
@@ -189,12 +194,23 @@ class Engine:
         self._rested = False
         try:
             self._place(plan)
-            tokens = self._batch.step(plan.drop, [_admission(sequence) for sequence in plan.admit])
+            self._batch.drop(plan.drop)
+            tokens = self._batch.step([self._admission(sequence) for sequence in plan.admit])
         except Exception as error:  # noqa: BLE001 - thread boundary: mlx and models raise what they like
             self._recover(error)
             return []
         self._failed = False
+        if (excess := mx.get_active_memory() - self._source.memory) > 0:
+            self._prefixes.shed(excess)
         return tokens
+
+    def _admission(self, sequence: Sequence) -> Admission:
+        row = Row(sequence.slot, sequence.sampling, seed=sequence.sampling.seed or 0)
+        # Not by name: what a name means may change.
+        key = None if sequence.adapter is None else sequence.adapter.identity
+        prefix = self._prefixes.take(key, sequence.prompt.tokens)
+        sequence.cached = 0 if prefix is None else prefix.length
+        return Admission(sequence.id, sequence.prompt, sequence.max_tokens, row, key, prefix)
 
     def _place(self, plan: Plan) -> None:
         for sequence in plan.place:
@@ -223,6 +239,8 @@ class Engine:
         logger.error("a step failed", exc_info=error)
         abandoned = self._scheduler.abandon()
         self._batch.reset()
+        # It may have been memory that was short; and of the last entries nobody knows whether they were computed.
+        self._prefixes.clear()
         self._limit_memory()
         for number in abandoned:
             self._output.rejected(number, InternalError("the generation failed; other requests go on"))
@@ -234,8 +252,3 @@ class Engine:
         mx.set_cache_limit(max(mx.get_active_memory() // 4, LEAST_CACHE))
         if mx.metal.is_available():
             mx.set_wired_limit(min(most, int(mx.device_info()["max_recommended_working_set_size"])))
-
-
-def _admission(sequence: Sequence) -> Admission:
-    row = Row(sequence.slot, sequence.sampling, seed=sequence.sampling.seed or 0)
-    return Admission(sequence.id, sequence.prompt, sequence.max_tokens, row)

@@ -131,6 +131,10 @@ def _targets(modules: dict[str, Any]) -> Iterator[tuple[str, Target]]:
         elif kind is QuantizedEmbedding:
             tokens, groups = module.scales.shape
             yield path, Target("embedding", tokens, groups * module.group_size)
-        elif kind in (SwitchLinear, QuantizedSwitchLinear):
-            if type(modules.get(path.rpartition(".")[0])) in (SwitchGLU, SwitchMLP):
-                yield path, Target("experts", module.input_dims, module.output_dims, module.num_experts)
+        elif kind in (SwitchLinear, QuantizedSwitchLinear) and _switched(modules, path):
+            yield path, Target("experts", module.input_dims, module.output_dims, module.num_experts)
+
+
+def _switched(modules: dict[str, Any], path: str) -> bool:
+    """Whether the layer is called by a module that `AdaptedSwitch` understands."""
+    return type(modules.get(path.rpartition(".")[0])) in (SwitchGLU, SwitchMLP)

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from mlx_roster.core import AdapterSource, Delta, FinishReason, Sampling, Usage
+from mlx_roster.engine.prompts import Prompt
 from mlx_roster.engine.slots import Slots
 from mlx_roster.engine.text import TextStream
 from mlx_roster.errors import RosterError
@@ -29,15 +30,19 @@ class Adapter:
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """One generation, prepared: `prompt` has been checked, and `max_tokens` fits the context behind it."""
+    """One generation, prepared: `prompt` has been checked, and `max_tokens` fits the context behind it.
+
+    `cached` of the prompt's tokens had been computed before, for another.
+    """
 
     id: int
-    prompt: list[int]
+    prompt: Prompt
     max_tokens: int
     sampling: Sampling
     text: TextStream
     adapter: Adapter | None = None
     slot: int = 0
+    cached: int = 0
     completion: int = 0
     overtaken: int = 0
     fetching: bool = False
@@ -148,6 +153,8 @@ class Scheduler:
         if slot is None:
             return False
         sequence.slot = slot
+        if adapter.source.pin:
+            self.slots.pin(adapter.source.name, adapter.identity)
         if not placed:
             plan.place.append(sequence)
         return True
@@ -193,7 +200,7 @@ class Scheduler:
         else:
             self._release(self._running.pop(sequence.id))
         reason: FinishReason = "stop" if sequence.text.stopped or finish is None else finish
-        return Delta(sequence.id, text, reason, Usage(len(sequence.prompt), sequence.completion))
+        return Delta(sequence.id, text, reason, Usage(len(sequence.prompt), sequence.completion, sequence.cached))
 
     def _leave(self, number: int) -> None:
         self._leaving.append(number)

@@ -185,7 +185,7 @@ class Registry:
             raise WorkerCrashed(f"the worker of {ref.model} died before the request reached it")
         load = max(0.0, holding.loaded - max(asked, holding.started))
         spec = self.catalog.adapter(ref)
-        adapter = None if spec is None else AdapterSource(ref.id, str(spec.source))
+        adapter = None if spec is None else AdapterSource(ref.id, str(spec.source), spec.pin)
         return Lease(ref, holding.worker, adapter, (_now() - asked) * 1000, load * 1000)
 
     def _listed(self, ref: Ref) -> Listing:
@@ -246,6 +246,8 @@ class Registry:
             max_concurrency=entry.max_concurrency,
             max_context=entry.max_context,
             max_adapters=entry.max_adapters,
+            prompt_cache_entries=entry.prompt_cache.entries,
+            prompt_cache_bytes=entry.prompt_cache.budget,
         )
 
     def _job(self, coroutine: Coroutine[None, None, None]) -> asyncio.Task[None]:

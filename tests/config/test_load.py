@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from mlx_roster.config import AdapterEntry, Defaults, ModelEntry, Roster, ServerSettings, Share
+from mlx_roster.config import AdapterEntry, Defaults, ModelEntry, PromptCacheSettings, Roster, ServerSettings, Share
 from mlx_roster.config.load import load
 from mlx_roster.errors import ConfigError
 from tests.config.rosters import BASE, MINIMAL, problems, read, with_model
@@ -22,6 +22,7 @@ models:
     aliases: [gpt-3.5-turbo, gpt-4o]
     max_concurrency: 4
     max_context: 8192
+    prompt_cache: {entries: 5, budget: 2MiB}
     max_adapters: 2
     defaults: {temperature: 0, top_p: 0.9, top_k: 40, min_p: 0.05}
     adapters:
@@ -46,6 +47,7 @@ def test_everything_that_can_be_said() -> None:
         aliases=("gpt-3.5-turbo", "gpt-4o"),
         max_concurrency=4,
         max_context=8192,
+        prompt_cache=PromptCacheSettings(entries=5, budget=2 * 2**20),
         max_adapters=2,
         defaults=Defaults(temperature=0, top_p=0.9, top_k=40, min_p=0.05),
         adapters={
@@ -70,10 +72,17 @@ def test_what_is_left_out_has_a_value() -> None:
         "aliases": (),
         "max_concurrency": 32,
         "max_context": None,
+        "prompt_cache": {"entries": 32, "budget": 512 * 2**20},
         "max_adapters": 8,
         "defaults": dict.fromkeys(("max_tokens", "temperature", "top_p", "top_k", "min_p")),
         "adapters": {},
     }
+
+
+@pytest.mark.parametrize("off", ["{entries: 0}", "{budget: 0}", "{budget: 0B}"])
+def test_prompt_cache_can_be_turned_off(off: str) -> None:
+    settings = read(with_model(f"prompt_cache: {off}")).models["atlas"].prompt_cache
+    assert 0 in (settings.entries, settings.budget)
 
 
 def test_a_roster_is_frozen_and_comparable() -> None:

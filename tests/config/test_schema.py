@@ -56,6 +56,8 @@ def test_there_are_examples() -> None:
         {"memory": {"budget": 4096}},
         {"memory": {"budget": "${BUDGET}"}},
         {"default_model": "${MODEL}"},
+        {"models": {"a": {"source": "./a", "prompt_cache": {"entries": 0, "budget": "${BYTES:-1GiB}"}}}},
+        {"models": {"a": {"source": "./a", "prompt_cache": {"budget": 0}}}},
         {"models": {"a": {"source": "./a", "aliases": ["${ALIAS}"], "adapters": {"x": "./x", "y": {"source": "./y"}}}}},
     ],
 )
@@ -78,6 +80,8 @@ def test_what_the_schema_takes(more: dict[str, Any]) -> None:
         {"models": {"a:b": {"source": "./a"}}},
         {"models": {"a": {}}},
         {"models": {"a": {"source": "./a", "max_adaptors": 1}}},
+        {"models": {"a": {"source": "./a", "prompt_cache": {"entries": -1}}}},
+        {"models": {"a": {"source": "./a", "prompt_cache": {"bytes": 1}}}},
         {"models": {"a": {"source": "./a", "aliases": "b"}}},
         {"models": {"a": {"source": "./a", "adapters": {"b c": "./x"}}}},
     ],

@@ -79,6 +79,16 @@ class TestSources:
         (problem,) = problems(f"models: {{a: {{source: {'a' * 5000}}}}}")
         assert "is neither a folder here" in problem
 
+    def test_pins_leave_a_place_for_the_others(self) -> None:
+        adapters = "adapters: {b: {source: ./b, pin: true}, c: {source: ./c, pin: true}"
+        assert problems(f"models: {{a: {{source: ./a, max_adapters: 2, {adapters}, d: ./d}}}}}}") == [
+            "roster.yaml:1: models.a.adapters: 2 adapters are pinned, and max_adapters is 2: "
+            "that leaves no place for the others"
+        ]
+        assert problems(f"models: {{a: {{source: ./a, max_adapters: 1, {adapters}}}}}}}") != []
+        assert read(f"models: {{a: {{source: ./a, max_adapters: 2, {adapters}}}}}}}").models["a"].adapters["c"].pin
+        assert read(f"models: {{a: {{source: ./a, max_adapters: 3, {adapters}, d: ./d}}}}}}").models["a"].max_adapters
+
     def test_a_folder_has_no_revision(self) -> None:
         assert problems(with_model("revision: v1")) == [
             "roster.yaml:4: models.atlas.revision: only a model from the Hub has revisions, "

@@ -386,14 +386,15 @@ def test_hot_loading_an_adapter_does_not_disturb_streams(engine: Driven, adapter
     assert engine.said.text(stream) == alone
 
 
-def test_idle_engine_reports_once_and_holds_no_more_than_before(engine: Driven) -> None:
-    engine.rest()
-    (before,) = engine.said.reports
-    engine.answer(tiny.request(PROMPT, 50))
-    engine.rest()
-    after = engine.said.reports[-1]
-    assert after.active == before.active
-    assert after.cache == 0
+def test_idle_engine_reports_once_and_holds_no_more_than_before(model: Path) -> None:
+    with tiny.driven(model, prompt_cache_entries=0) as engine:
+        engine.rest()
+        (before,) = engine.said.reports
+        engine.answer(tiny.request(PROMPT, 50))
+        engine.rest()
+        after = engine.said.reports[-1]
+        assert after.active == before.active
+        assert after.cache == 0
 
 
 def test_run_ends_when_stopped_from_another_thread(engine: Driven) -> None:

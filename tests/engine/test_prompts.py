@@ -33,7 +33,9 @@ def prompts(tokenizer: Any) -> Prompts:
 
 
 def encode(prompts: Prompts, prompt: Chat | Text | Tokens, max_tokens: int = 10) -> tuple[list[int], int]:
-    return prompts.encode(Generation(prompt=prompt, max_tokens=max_tokens))
+    encoded, room = prompts.encode(Generation(prompt=prompt, max_tokens=max_tokens))
+    assert encoded.tokens.tolist() == encoded.ids
+    return encoded.ids, room
 
 
 def user(content: Any, **more: Any) -> Chat:
@@ -131,3 +133,33 @@ def test_max_tokens_below_one_is_refused(prompts: Prompts) -> None:
     with pytest.raises(InvalidRequest) as refusal:
         encode(prompts, Text("hi"), 0)
     assert refusal.value.param == "max_tokens"
+
+
+def marks(prompts: Prompts, *messages: tuple[str, str]) -> tuple[list[int], list[list[int]]]:
+    """The prompt's ids, and what stands before each of its marks."""
+    chat = Chat([{"role": role, "content": content} for role, content in messages])
+    prompt, _ = prompts.encode(Generation(prompt=chat, max_tokens=1))
+    return prompt.ids, [prompt.ids[:mark] for mark in prompt.marks]
+
+
+def test_marks_are_behind_the_system_prompt_and_before_what_asks_for_an_answer(tokenizer: Any) -> None:
+    prompts = Prompts(tokenizer, VOCABULARY, None, marking=True)
+    _, parts = marks(prompts, ("system", "be brief"), ("user", "hello"))
+    assert [tokenizer.decode(part) for part in parts] == [
+        "<|im_start|>system\nbe brief<|im_end|>\n<|im_start|>user\n",
+        "<|im_start|>system\nbe brief<|im_end|>\n<|im_start|>user\nhello<|im_end|>\n",
+    ]
+    longer, _ = marks(prompts, ("system", "be brief"), ("user", "hello"), ("assistant", "hello you"), ("user", "hello"))
+    other, _ = marks(prompts, ("system", "be brief"), ("user", "the dog"))
+    assert longer[: len(parts[1])] == parts[1]
+    assert other[: len(parts[0])] == parts[0]
+
+
+def test_marks_are_left_out_where_they_cannot_be_known(folder: Path, prompts: Prompts, tokenizer: Any) -> None:
+    assert marks(prompts, ("system", "a"), ("user", "b"))[1] == [], "nobody asked for any"
+    refusing = "{%- if messages|length < 3 -%}{{ raise_exception('no') }}{%- endif -%}" + tiny.TEMPLATE
+    picky = TokenizerWrapper(tiny.write_tokenizer(folder / "picky", refusing))
+    marking = Prompts(picky, VOCABULARY, None, marking=True)
+    assert marks(marking, ("system", "a"), ("user", "b"), ("user", "c"))[1] == []
+    plain = Prompts(tokenizer, VOCABULARY, None, marking=True)
+    assert plain.encode(Generation(prompt=Text("hello"), max_tokens=1))[0].marks == ()

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_roster.core import AdapterSource, Delta, Sampling, Usage
+from mlx_roster.engine.prompts import Prompt
 from mlx_roster.engine.scheduler import OVERTAKES, Adapter, Cancel, Fetched, Plan, Scheduler, Sequence
 from mlx_roster.engine.slots import Slots
 from mlx_roster.engine.text import TextStream
@@ -25,13 +26,13 @@ class Letters:
         return ""
 
 
-def adapter(name: str, *, read: bool = True) -> Adapter:
-    weights = AdapterWeights(name, name, {}, 1, 0) if read else None
-    return Adapter(name, AdapterSource(name, f"/{name}"), weights)
+def adapter(name: str, *, read: bool = True, pin: bool = False) -> Adapter:
+    weights = AdapterWeights(name, name, {}, {}, 0) if read else None
+    return Adapter(name, AdapterSource(name, f"/{name}", pin), weights)
 
 
 def sequence(number: int, over: Adapter | None = None, stop: tuple[str, ...] = ()) -> Sequence:
-    return Sequence(number, [1, 2, 3], 10, Sampling(), TextStream(Letters(), stop), over)
+    return Sequence(number, Prompt.of([1, 2, 3]), 10, Sampling(), TextStream(Letters(), stop), over)
 
 
 def scheduler(*sequences: Sequence, running: int = 4, slots: int = 2) -> Scheduler:
@@ -93,6 +94,13 @@ def test_deltas_carry_text_and_the_last_one_the_usage() -> None:
     assert it.fold([(1, 7, None)]) == [Delta(1, "h")]
     assert it.fold([(1, 8, "length")]) == [Delta(1, "i", "length", Usage(3, 2))]
     assert it.idle
+
+
+def test_usage_says_what_was_cached() -> None:
+    it = scheduler(sequence(1))
+    (admitted,) = it.schedule().admit
+    admitted.cached = 2
+    assert it.fold([(1, 8, "length")]) == [Delta(1, "i", "length", Usage(3, 1, 2))]
 
 
 def test_end_of_sequence_token_is_counted_and_not_shown() -> None:
@@ -220,6 +228,51 @@ def test_least_recently_used_slot_goes_first() -> None:
     assert slots.lease("z") == 2
     assert "y" not in slots
     assert "x" in slots
+
+
+def test_pinned_adapter_keeps_its_slot_while_idle() -> None:
+    slots = Slots(2)
+    slots.lease("x")
+    slots.pin("mine", "x")
+    slots.release("x")
+    for name in ("y", "z", "y"):
+        assert slots.lease(name) == 2
+        assert slots.lease("w") is None
+        slots.release(name)
+    assert "x" in slots
+    assert slots.lease("x") == 1
+
+
+def test_pin_moves_on_to_the_new_contents_of_its_name() -> None:
+    slots = Slots(2)
+    for identity in ("old", "new"):
+        slots.lease(identity)
+        slots.pin("mine", identity)
+        slots.release(identity)
+    assert slots.lease("y") == 1
+    slots.release("y")
+    assert slots.lease("z") == 1
+    assert "new" in slots
+
+
+def test_identity_stays_pinned_while_any_name_pins_it() -> None:
+    slots = Slots(2)
+    slots.lease("x")
+    slots.pin("one", "x")
+    slots.pin("two", "x")
+    slots.release("x")
+    slots.lease("y")
+    slots.pin("one", "y")
+    slots.release("y")
+    assert slots.lease("z") is None
+
+
+def test_sequence_of_a_pinned_adapter_pins_it() -> None:
+    it = scheduler(sequence(1, adapter("x", pin=True)), slots=1)
+    it.schedule()
+    it.fold([(1, 5, "length")])
+    it.apply(sequence(2, adapter("y")))
+    assert ids(it.schedule().admit) == []
 
 
 def test_without_slots_nothing_is_leased() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 from mlx_lm.generate import BatchGenerator
-from mlx_lm.models.cache import KVCache, make_prompt_cache
+from mlx_lm.models.cache import ArraysCache, BatchKVCache, BatchRotatingKVCache, KVCache, make_prompt_cache
 from mlx_lm.utils import load_model
 from tokenizers import decoders
 from transformers import PreTrainedTokenizerBase
@@ -236,6 +236,104 @@ def test_prompts_are_taken_in_by_prefill_step_size(model: Path) -> None:
     for _ in range(3):
         assert rig.step() == []
     assert [shape for _, shape in rig.watched.passes] == [(1, 4), (1, 4), (1, 2)]
+
+
+def held(caches: list[Any]) -> list[int]:
+    """How many tokens each of the caches before the spy holds."""
+    return [cache.size() for cache in caches[:-1]]
+
+
+def test_what_finishes_hands_out_its_caches_and_just_the_tokens_they_hold(rig: Rig) -> None:
+    rig.insert("long", [5, 6, 7, 8, 9], 20)
+    rig.insert("a", [5, 6, 7], 4)
+    steps = [rig.step() for _ in range(6)]
+    said = [response.token for _, response in steps[2:]]
+    response = steps[-1][1]
+    assert response.finish_reason == "length"
+    assert response.all_tokens == [5, 6, 7, *said]
+    assert held(response.prompt_cache) == [7, 7]
+    assert response.prompt_cache[0].keys.shape[2] == 7
+    assert all(one.prompt_cache is None and one.all_tokens is None for one in rig.step())
+
+
+def test_what_is_removed_hands_out_its_caches_and_just_the_tokens_they_hold(model: Path) -> None:
+    rig = Rig(model, prefill_step_size=4)
+    decoding = rig.insert("decoding", [5, 6, 7])
+    said = [response.token for _ in range(5) for response in rig.step()]
+    prompt = list(range(3, 40))
+    reading = rig.insert("reading", prompt)
+    said += [response.token for _ in range(2) for response in rig.step()]
+    waiting = rig.insert("waiting", [5, 6])
+    removed = rig.generator.remove([decoding, reading, waiting], return_prompt_caches=True)
+    assert removed[decoding][1] == [5, 6, 7, *said]
+    assert held(removed[decoding][0]) == [3 + len(said)] * 2
+    assert removed[reading][1] == prompt[:8]
+    assert held(removed[reading][0]) == [8, 8]
+    assert removed[waiting][1] == []
+
+
+def test_segments_are_stopped_between_and_the_caches_can_be_had_there(rig: Rig) -> None:
+    cache = [*make_prompt_cache(rig.watched.model), Spy(["a"], rig.log)]
+    rig.insert("other", [5, 6, 7, 8, 9, 10, 11])
+    (uid,) = rig.generator.insert_segments([[[5, 6], [7, 8, 9]]], [4], caches=[cache], all_tokens=[[]])
+    stops = []
+    for _ in range(3):
+        responses, _ = rig.generator.next()
+        (mine,) = [response for response in responses if response.uid == uid]
+        stops.append((mine.progress, mine.end_of_segment, mine.end_of_prompt))
+        if not mine.end_of_prompt:
+            caches, tokens = rig.generator.extract_cache([uid])[uid]
+            assert held(caches) == [len(tokens)] * 2
+            assert tokens == [5, 6, 7, 8][: mine.progress[0]]
+    assert stops == [((2, 5), True, False), ((4, 5), True, False), ((5, 5), True, True)]
+
+
+def test_caches_that_a_prompt_comes_with_are_copied_and_counted_by_what_is_left(rig: Rig) -> None:
+    rig.insert("a", [5, 6, 7], 1)
+    (response,) = [one for _ in range(3) for one in rig.step()]
+    kept = response.prompt_cache[:-1]
+    mx.eval([cache.state for cache in kept])
+    before = [mx.array(cache.keys) for cache in kept]
+    mx.eval(before)
+    given = [*copy.deepcopy(kept), Spy(["b"], rig.log)]
+    (uid,) = rig.generator.insert_segments([[[8, 9]]], [3], caches=[given], all_tokens=[[5, 6, 7, response.token]])
+    progress = [one.progress for one in rig.generator.next()[0]]
+    assert progress == [(1, 2)]
+    caches, tokens = rig.generator.extract_cache([uid])[uid]
+    assert (held(caches), tokens) == ([5, 5], [5, 6, 7, response.token, 8])
+    for _ in range(3):
+        rig.step()
+    assert all(mx.array_equal(cache.keys, keys) for cache, keys in zip(kept, before, strict=True))
+
+
+def test_copied_array_shares_its_buffer_until_one_is_written_to() -> None:
+    original = mx.zeros((1024, 1024))
+    mx.eval(original)
+    before = mx.get_active_memory()
+    copied = copy.deepcopy(original)
+    mx.eval(copied)
+    assert mx.get_active_memory() == before
+    copied[0] = 1
+    mx.eval(copied)
+    assert original.sum().item() == 0
+
+
+def test_keys_and_values_are_extracted_whole_and_other_state_as_views() -> None:
+    for batch in (BatchKVCache([0] * 64), BatchRotatingKVCache(16, [0] * 64)):
+        batch.update_and_fetch(mx.ones((64, 2, 16, 256)), mx.ones((64, 2, 16, 256)))
+        mx.eval(batch.state)
+        before = mx.get_active_memory()
+        one = batch.extract(3)
+        mx.eval(one.state)
+        assert mx.get_active_memory() == before + one.nbytes
+        del one
+    arrays = ArraysCache(1)
+    arrays[0] = mx.ones((64, 2**14))
+    mx.eval(arrays.state)
+    before = mx.get_active_memory()
+    view = arrays.extract(3)
+    mx.eval(view.state)
+    assert mx.get_active_memory() == before
 
 
 def test_model_needs_no_more_than_a_call(model: Path) -> None:

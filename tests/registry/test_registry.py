@@ -23,7 +23,7 @@ HELLO = Generation(Text("hi"), max_tokens=10)
 ROSTER = """
 models:
   atlas: {source: ./atlas, adapters: {pirate: ./pirate}}
-  scribe: {source: ./scribe}
+  scribe: {source: ./scribe, prompt_cache: {entries: 0, budget: 1MiB}}
 """
 
 
@@ -65,6 +65,18 @@ def test_a_lease_loads_the_model_and_a_second_finds_it_resident() -> None:
             async with r.lease(ATLAS) as lease:
                 assert lease.load_ms == 0
             assert workers.history == ["load atlas", "submit atlas"]
+
+    run(test())
+
+
+def test_a_worker_is_told_the_limits_of_its_model() -> None:
+    async def test() -> None:
+        workers = FakeWorkers()
+        async with registry(workers) as r:
+            for ref, kept in ((ATLAS, (32, 512 * 2**20)), (SCRIBE, (0, 2**20))):
+                async with r.lease(ref):
+                    source = workers.workers[ref.model].source
+                    assert (source.prompt_cache_entries, source.prompt_cache_bytes) == kept
 
     run(test())
 
