@@ -15,7 +15,7 @@ from mlx_roster.config.machine import budget_bytes, recommended_working_set
 from mlx_roster.config.model import MemorySettings, ModelEntry, Roster
 from mlx_roster.config.units import format_bytes
 from mlx_roster.errors import LoadFailed
-from mlx_roster.loaders.sizes import adapter_bytes, total, weights_bytes
+from mlx_roster.loaders.sizes import adapter_bytes, bank_bytes, total, weights_bytes
 from mlx_roster.loaders.source import cached, check_folder
 
 _COLUMNS = ("model", "source", "weights", "adapters", "estimated", "")
@@ -25,7 +25,7 @@ _COLUMNS = ("model", "source", "weights", "adapters", "estimated", "")
 class ModelCost:
     """What one model will take, in bytes. All None where its files are not here to be measured.
 
-    `adapters` is the part of the largest adapters that its slots can hold, `estimated` the sum with headroom.
+    `adapters` is its bank, with as many of the largest as it has slots for; `estimated` is the sum with headroom.
     """
 
     name: str
@@ -82,7 +82,7 @@ def _cost(name: str, entry: ModelEntry, memory: MemorySettings, budget: int, bas
     except LoadFailed as error:
         return ModelCost(name, source, problems=(error.message, *problems))
     estimated = total(weights, sizes, entry.max_adapters, memory.headroom)
-    held = total(0, sizes, entry.max_adapters, 0)
+    held = bank_bytes(sizes, entry.max_adapters)
     return ModelCost(name, source, weights, held, estimated, estimated <= budget, problems)
 
 

@@ -48,24 +48,24 @@ def test_all_fit_together(base: Path) -> None:
     report = check(roster(base, "{a: {source: ./small, adapters: {x: ./one, y: ./two}}, b: {source: ./large}}"))
     assert (report.exit_code, report.together) == (0, ("a", "b"))
     assert [(model.weights, model.adapters, model.estimated) for model in report.models] == [
-        (10 * KIB, 3 * KIB, 13 * KIB),
+        (10 * KIB, 6 * KIB, 16 * KIB),
         (40 * KIB, 0, 40 * KIB),
     ]
     machine = shown(report)[4].partition(" on ")[2]
     assert shown(report) == [
         "model  source  weights  adapters  estimated",
-        "a      small   10 KiB   3 KiB     13 KiB     fits",
+        "a      small   10 KiB   6 KiB     16 KiB     fits",
         "b      large   40 KiB   0 B       40 KiB     fits",
         "",
         f"budget: 100 KiB on {machine}",
-        "all 2 models fit together: 53 KiB of 100 KiB",
+        "all 2 models fit together: 56 KiB of 100 KiB",
     ]
 
 
 def test_adapters_beyond_the_slots_cost_nothing_and_headroom_is_added(base: Path) -> None:
     models = "{a: {source: ./small, max_adapters: 1, adapters: {x: ./one, y: ./two}}}"
     (model,) = check(roster(base, models, headroom="50%")).models
-    assert (model.adapters, model.estimated) == (2 * KIB, 18 * KIB)
+    assert (model.adapters, model.estimated) == (4 * KIB, 21 * KIB)
 
 
 def test_one_model_that_fits(base: Path) -> None:
@@ -129,7 +129,7 @@ def test_a_bad_adapter_is_told_and_its_base_still_counted(base: Path) -> None:
     (base / "two/adapters.safetensors").write_bytes(b"x")
     report = check(roster(base, "{a: {source: ./small, adapters: {x: ./one, y: ./two, z: ./none}}}"))
     (model,) = report.models
-    assert (report.exit_code, model.fits, model.estimated) == (1, True, 11 * KIB)
+    assert (report.exit_code, model.fits, model.estimated) == (1, True, 12 * KIB)
     assert shown(report)[1].partition("fits")[2] == (
         "; adapter y: adapters.safetensors is cut short or no safetensors file; adapter z: its folder does not exist"
     )

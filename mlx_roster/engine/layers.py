@@ -1,7 +1,7 @@
 """Layers of a base model with adapters stacked over them: each row of a batch gets what its own adapter adds.
 
-A stack has one entry for each slot of the bank, in float32. Slot 0, and every slot whose adapter leaves the layer alone,
-is zeros: a row with such a slot gets the layer's own output. Ranks are padded with zeros to the stack's.
+A stack has one entry for each slot of the bank, in float32. Slot 0, and every slot whose adapter leaves the layer
+alone, is zeros: a row with such a slot gets the layer's own output. Ranks are padded with zeros to the stack's.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ claims, and its tensors must lie within the file. What does not hold raises Load
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -24,8 +24,12 @@ MLX_LM_ADAPTER = "adapters.safetensors"
 PEFT_ADAPTER = "adapter_model.safetensors"
 
 
+_HALVES = frozenset({"F16", "BF16"})
+
+
 class _Tensor(msgspec.Struct, gc=False):
     data_offsets: tuple[int, int] | None = None
+    dtype: str = ""
 
 
 class _Index(msgspec.Struct):
@@ -43,16 +47,16 @@ def weights_bytes(folder: Path) -> int:
 
 
 def adapter_bytes(folder: Path) -> int:
-    """Bytes of the tensors of the adapter in `folder`: the larger, where both formats are there."""
+    """Bytes of the adapter in `folder` once it is in memory, in float32: the larger, where both formats are there."""
     files = [folder / name for name in (MLX_LM_ADAPTER, PEFT_ADAPTER) if (folder / name).is_file()]
     if not files:
         missing = f"there is no {MLX_LM_ADAPTER} and no {PEFT_ADAPTER}"
         raise LoadFailed(missing if folder.is_dir() else "its folder does not exist")
-    return max(map(tensor_bytes, files))
+    return max(tensor_bytes(file, widened=True) for file in files)
 
 
 def estimate(folder: Path, adapters: Sequence[Path], max_adapters: int, headroom: float) -> int:
-    """What a model will take once loaded: its weights, the largest adapters that fit its slots, and headroom.
+    """What a model will take once loaded: its weights, its bank full of adapters, and headroom.
 
     An adapter that cannot be read takes nothing: it will never be loaded, and it must not keep its base from loading.
     """
@@ -67,8 +71,14 @@ def estimate(folder: Path, adapters: Sequence[Path], max_adapters: int, headroom
 
 def total(weights: int, adapters: Iterable[int], max_adapters: int, headroom: float) -> int:
     """The sum behind `estimate`, from sizes that are known already."""
-    slots = sorted(adapters, reverse=True)[:max_adapters]
-    return round((weights + sum(slots)) * (1 + headroom))
+    return round((weights + bank_bytes(adapters, max_adapters)) * (1 + headroom))
+
+
+def bank_bytes(adapters: Iterable[int], max_adapters: int) -> int:
+    """What a bank takes that holds as many of these adapters as it can: all slots are as large as the largest adapter
+    needs, and there is one more, for sequences without."""
+    sizes = list(adapters)
+    return (min(len(sizes), max_adapters) + 1) * max(sizes) if sizes else 0
 
 
 def shards(folder: Path) -> list[Path]:
@@ -101,8 +111,8 @@ def _indexed(index: Path) -> set[str]:
     return names
 
 
-def tensor_bytes(file: Path) -> int:
-    """Bytes of all tensors in one safetensors file. Raises LoadFailed."""
+def tensor_bytes(file: Path, *, widened: bool = False) -> int:
+    """Bytes of the tensors in a safetensors file, or, `widened`, of all of them in float32. Raises LoadFailed."""
     try:
         with file.open("rb") as stream:
             size = os.fstat(stream.fileno()).st_size
@@ -114,17 +124,17 @@ def tensor_bytes(file: Path) -> int:
             header = stream.read(length)
     except OSError as error:
         raise LoadFailed(f"{file.name} cannot be read: {error.strerror}") from error
-    return _sum(header, size - 8 - length, file.name)
+    return _sum(header, size - 8 - length, file.name, _HALVES if widened else frozenset())
 
 
-def _sum(header: bytes, payload: int, name: str) -> int:
-    """The tensors that `header` lists, checked against the `payload` bytes that follow it."""
+def _sum(header: bytes, payload: int, name: str, doubled: Container[str]) -> int:
+    """The tensors that `header` lists, checked against the `payload` bytes that follow it; some types count twice."""
     try:
         tensors = _decode_header(header)
     except (ValueError, RecursionError) as error:
         raise LoadFailed(f"{name} has a header that cannot be read") from error
     tensors.pop("__metadata__", None)
-    taken = 0
+    taken = extra = 0
     for tensor in tensors.values():
         if tensor is None or tensor.data_offsets is None:
             raise LoadFailed(f"{name} has a tensor without data_offsets")
@@ -134,6 +144,7 @@ def _sum(header: bytes, payload: int, name: str) -> int:
         if end > payload:
             raise LoadFailed(f"{name} is cut short: it has {payload} bytes of tensors and a tensor that ends at {end}")
         taken += end - begin
+        extra += end - begin if tensor.dtype in doubled else 0
     if taken > payload:
         raise LoadFailed(f"{name} has tensors that overlap")
-    return taken
+    return taken + extra

@@ -128,14 +128,24 @@ def test_no_adapter(tmp_path: Path) -> None:
         adapter_bytes(tmp_path / "missing")
 
 
-def test_the_largest_adapters_that_fit_the_slots_count(tmp_path: Path) -> None:
+def test_a_bank_has_slots_as_large_as_the_largest_adapter_and_one_for_none(tmp_path: Path) -> None:
     folder = model(tmp_path / "model", {"model.safetensors": 1000})
     adapters = [tmp_path / str(size) for size in (10, 300, 200)]
     for adapter in adapters:
         write(adapter / "adapters.safetensors", tensors(int(adapter.name)), int(adapter.name))
-    assert estimate(folder, adapters, 2, 0.1) == 1650
-    assert estimate(folder, adapters, 8, 0.0) == 1510
+    assert estimate(folder, adapters, 2, 0.1) == (1000 + 3 * 300) * 1.1
+    assert estimate(folder, adapters, 8, 0.0) == 1000 + 4 * 300
     assert estimate(folder, [], 8, 0.1) == 1100
+
+
+def test_an_adapter_in_half_precision_takes_twice_its_file(tmp_path: Path) -> None:
+    header = {
+        "a": {"dtype": "BF16", "shape": [4], "data_offsets": [0, 8]},
+        "b": {"dtype": "F32", "shape": [1], "data_offsets": [8, 12]},
+        "c": {"dtype": "F16", "shape": [2], "data_offsets": [12, 16]},
+    }
+    write(tmp_path / "adapters.safetensors", header, 16)
+    assert adapter_bytes(tmp_path) == 2 * 8 + 4 + 2 * 4
 
 
 def test_an_adapter_that_cannot_be_read_does_not_fail_its_base(tmp_path: Path) -> None:
@@ -222,4 +232,4 @@ def test_any_bytes_are_a_size_or_a_failed_load(content: bytes, length: int | Non
 
 
 def test_headroom_is_added_to_all_of_it() -> None:
-    assert total(100, [10, 20], 1, 0.1) == 132
+    assert total(100, [10, 20], 1, 0.1) == 154
