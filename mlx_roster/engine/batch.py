@@ -12,7 +12,7 @@ from mlx_lm.generate import BatchGenerator
 from mlx_lm.models.cache import make_prompt_cache
 
 from mlx_roster.core import FinishReason
-from mlx_roster.engine.prefixes import Prefix, Prefixes, cuttable
+from mlx_roster.engine.prefixes import Prefix, Prefixes, cuttable, recurrent
 from mlx_roster.engine.prompts import Prompt
 from mlx_roster.engine.routed import Routed, Routing
 from mlx_roster.engine.rows import Row, Rows
@@ -77,8 +77,13 @@ class Batch:
         self._stop_tokens = [(token,) for token in stop_tokens]
         self._max_concurrency = max_concurrency
         self._prefixes = prefixes
+        caches = make_prompt_cache(model)
         #: Whether the model's caches can be cut back: if so, they need not be kept at any place in particular.
-        self.cuttable = cuttable(make_prompt_cache(model))
+        self.cuttable = cuttable(caches)
+        # Several of mlx-lm's recurrent models (recurrent_gemma, mamba, rwkv7, jamba) let the padding of a shorter
+        # prompt run through their state, and answer something else.
+        most = 1 if recurrent(caches) else PREFILL_SEQUENCES
+        self._prefill_sequences = min(most, max_concurrency)
         self._open()
 
     def _open(self) -> None:
@@ -89,7 +94,7 @@ class Batch:
             stop_tokens=self._stop_tokens,
             sampler=self._sampler,
             completion_batch_size=self._max_concurrency,
-            prefill_batch_size=min(PREFILL_SEQUENCES, self._max_concurrency),
+            prefill_batch_size=self._prefill_sequences,
             prefill_step_size=PREFILL_TOKENS,
         )
 

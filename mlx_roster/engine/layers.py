@@ -164,7 +164,7 @@ class AdaptedLinear(Adapted):
             self.scale = mx.ones((self.a.shape[0], self._target.outputs))
             if "bias" in self.inner:
                 self.shift = mx.zeros(self.scale.shape)
-        scale = pair.magnitude / self._norm(pair)
+        scale = _scale(pair.magnitude, self._norm(pair))
         self.scale[slot] = scale
         self.b[slot] *= scale
         if self.shift is not None:
@@ -253,7 +253,7 @@ class AdaptedEmbedding(Adapted):
                 continue
             a, end = part.a, start + part.a.shape[-1]
             if part.magnitude is not None:
-                scale = part.magnitude / self._norm(part)
+                scale = _scale(part.magnitude, self._norm(part))
                 a = a * scale[:, None]
                 if self.scale is None:
                     self.scale = mx.ones((self.a.shape[0], 2, self._target.inputs))
@@ -297,6 +297,11 @@ class AdaptedSwitch(Module):
         self._routing.choose(indices)
         y: mx.array = self.inner(x, indices)
         return y
+
+
+def _scale(magnitude: mx.array, norms: mx.array) -> mx.array:
+    """What brings rows of these norms to a magnitude; a row of zeros stays one."""
+    return mx.where(norms > 0, magnitude / norms, 0)
 
 
 def _dtype(layer: Any) -> mx.Dtype:

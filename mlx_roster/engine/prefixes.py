@@ -14,7 +14,14 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 from cachetools import LRUCache
 from mlx.utils import tree_flatten, tree_map
-from mlx_lm.models.cache import CacheList, KVCache, RotatingKVCache, can_trim_prompt_cache, trim_prompt_cache
+from mlx_lm.models.cache import (
+    ArraysCache,
+    CacheList,
+    KVCache,
+    RotatingKVCache,
+    can_trim_prompt_cache,
+    trim_prompt_cache,
+)
 
 from mlx_roster.engine.prompts import Ids
 
@@ -150,6 +157,11 @@ def cuttable(caches: Iterable[Any]) -> bool:
     """Whether caches like these can be cut back to any length, however long they become."""
     # A rotating cache can until it has wrapped.
     return all(cache.is_trimmable() and not isinstance(cache, RotatingKVCache) for cache in _leaves(caches))
+
+
+def recurrent(caches: Iterable[Any]) -> bool:
+    """Whether caches like these hold states that each token changes, and not only what each token has left."""
+    return any(isinstance(cache, ArraysCache) for cache in _leaves(caches))
 
 
 def _leaves(caches: Iterable[Any]) -> Iterator[Any]:

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import shutil
+from collections import defaultdict
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+from mlx.nn.layers.embedding import Embedding
 from mlx.utils import tree_flatten
 from mlx_lm.generate import generate_step
-from mlx_lm.models import llama, qwen3
 from mlx_lm.tuner.utils import linear_to_lora_layers, load_adapters
 from mlx_lm.utils import load_model, quantize_model, save_config
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from mlx_roster.core import AdapterSource, Delta, Generation, Measured, ModelSource, Sampling, Text, Tokens
+from mlx_roster.engine.batch import Token
 from mlx_roster.engine.loop import Engine
+from mlx_roster.engine.scheduler import Plan
 from mlx_roster.errors import RosterError
 from mlx_roster.loaders.adapters import Adapters
 from mlx_roster.loaders.models import load
@@ -51,7 +58,48 @@ SIZES: dict[str, Any] = {
     "tie_word_embeddings": False,
 }
 
-FAMILIES: dict[str, Any] = {"llama": llama, "qwen3": qwen3}
+#: What a family of mlx-lm's models wants beside `SIZES`.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "qwen2": {},
+    "qwen3": {"rope_theta": 10000.0, "head_dim": 8},
+    # Every second layer sees only so many tokens: fewer than most prompts have.
+    "gemma3_text": {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 8, "sliding_window_pattern": 2},
+    "phi3": {},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen3_moe": {
+        "rope_theta": 10000.0,
+        "head_dim": 8,
+        "num_experts": 8,
+        "num_experts_per_tok": 4,
+        "moe_intermediate_size": 32,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+        "norm_topk_prob": True,
+    },
+    "mamba2": {
+        "num_heads": 4,
+        "head_dim": 16,
+        "state_size": 16,
+        "n_groups": 1,
+        "conv_kernel": 4,
+        "use_bias": True,
+        "use_conv_bias": True,
+        "layer_norm_epsilon": 1e-5,
+        "time_step_limit": [0.001, 100.0],
+        "time_step_rank": "auto",
+    },
+    "recurrent_gemma": {
+        "num_hidden_layers": 3,
+        "num_key_value_heads": 1,
+        "attention_bias": False,
+        "conv1d_width": 4,
+        "logits_soft_cap": 30.0,
+        "rope_theta": 10000.0,
+        "attention_window_size": 8,
+        "block_types": ["recurrent", "recurrent", "attention"],
+    },
+}
 
 
 def write_tokenizer(folder: Path, template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
@@ -79,31 +127,54 @@ def write_model(
     *,
     seed: int = 0,
     bits: int | None = None,
+    mode: str = "affine",
+    embeddings: bool = True,
     dtype: mx.Dtype = mx.float32,
     **sizes: Any,
 ) -> Path:
-    """A random model, its logits spread wide enough for rounding not to decide which is the largest."""
+    """A random model, its logits spread wide enough for rounding not to decide which is the largest.
+
+    With `bits` it is quantized, in groups of 32 where `mode` leaves the choice; all but its `embeddings` if so said.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = write_tokenizer(folder)
-    config = SIZES | {"model_type": family, "vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
-    if family == "qwen3":
-        config |= {"rope_theta": 10000.0, "head_dim": 8}
-    config |= sizes
-    module = FAMILIES[family]
+    config = SIZES | FAMILIES[family] | {"model_type": family, "vocab_size": len(tokenizer)}
+    config |= {"eos_token_id": tokenizer.eos_token_id} | sizes
+    module = import_module(f"mlx_lm.models.{family}")
     mx.random.seed(seed)
     model = module.Model(module.ModelArgs.from_dict(config))
-    model.load_weights(
-        [
-            (name, 3 * mx.random.normal(value.shape) / value.shape[-1] ** 0.5 if value.ndim == 2 else value)
-            for name, value in tree_flatten(model.parameters())
-        ]
-    )
+    if config["tie_word_embeddings"]:
+        # Some families tie by the config, others where the weights have no head.
+        model.pop("lm_head", None)
+    model.load_weights([(name, _spread(name, value)) for name, value in _named(model)])
     model.set_dtype(dtype)
     if bits is not None:
-        model, config = quantize_model(model, config, group_size=32, bits=bits)
-    mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())))
+        with contextlib.redirect_stdout(io.StringIO()):
+            group = {"nvfp4": 16}.get(mode, 32)
+            some = None if embeddings else lambda _, layer: not isinstance(layer, Embedding)
+            model, config = quantize_model(model, config, group_size=group, bits=bits, mode=mode, quant_predicate=some)
+    mx.save_safetensors(str(folder / "model.safetensors"), dict(_named(model)))
     save_config(config, folder / "config.json")
     return folder
+
+
+def _named(model: Any) -> list[tuple[str, mx.array]]:
+    named: Any = tree_flatten(model.parameters())
+    return list(named)
+
+
+def _spread(name: str, value: mx.array) -> mx.array:
+    """Random weights instead of what a layer begins with, which for some is zeros.
+
+    Large ones make logits that differ; but inside, and in recurrent gates above all, they make rounding grow as well.
+    """
+    if value.ndim == 1:
+        return 0.5 * mx.random.normal(value.shape) if name.endswith(".bias") else value
+    inputs = value.shape[-1] if value.shape[-1] > 1 else value.shape[-2]
+    inside = ".layers." in name
+    gain = 3.0 if not inside else 1.5 if value.ndim == 2 else 1.0
+    spread: mx.array = mx.random.normal(value.shape) * (gain / inputs**0.5)
+    return spread
 
 
 def write_adapter(
@@ -115,23 +186,40 @@ def write_adapter(
     scale: float = 2.0,
     keys: Sequence[str] | None = None,
     layers: int = 2,
+    dora: bool = False,
 ) -> Path:
-    """An adapter over `model` as mlx-lm's trainer saves one, strong enough to change what is said."""
+    """An adapter over `model` as mlx-lm's trainer saves one, strong enough to change what is said.
+
+    `keys` are paths within one of the model's blocks, and full paths of what is outside of them, as embeddings are.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     base, _ = load_model(model)
     keys = list(keys or ["self_attn.q_proj", "self_attn.v_proj"])
     parameters = {"rank": rank, "scale": scale, "dropout": 0.0, "keys": keys}
-    linear_to_lora_layers(base, layers, parameters)
+    linear_to_lora_layers(base, layers, parameters, use_dora=dora)
     mx.random.seed(seed)
-    tensors = {
-        name: mx.random.normal(value.shape) * 0.3
-        for name, value in tree_flatten(base.parameters())
-        if name.endswith(("lora_a", "lora_b"))
-    }
+    tensors = {}
+    for name, value in _named(base):
+        if name.endswith(("lora_a", "lora_b")):
+            tensors[name] = mx.random.normal(value.shape) * 0.3
+        elif name.endswith(".m"):
+            # What training leaves is near the base's norms, and never just these.
+            tensors[name] = value * mx.random.uniform(0.5, 1.5, value.shape)
     mx.save_safetensors(str(folder / "adapters.safetensors"), tensors)
-    config = {"fine_tune_type": "lora", "num_layers": layers, "lora_parameters": parameters}
+    config = {
+        "fine_tune_type": "dora" if dora else "lora",
+        "num_layers": layers,
+        "lora_parameters": parameters,
+    }
     (folder / "adapter_config.json").write_text(json.dumps(config))
     return folder
+
+
+def overwrite_adapter(folder: Path, other: Path) -> None:
+    """Put another adapter's files where this one's lie, each whole at any moment."""
+    for name in ("adapter_config.json", "adapters.safetensors"):
+        shutil.copy(other / name, folder / f".{name}")
+        (folder / f".{name}").replace(folder / name)
 
 
 def source(model: Path, **limits: Any) -> ModelSource:
@@ -198,9 +286,17 @@ class Driven(Engine):
 
     def __init__(self, loaded: Loaded, source: ModelSource, reader: Adapters | None = None) -> None:
         self.said = Recorder()
+        #: What the batch gave for each sequence, an end-of-sequence token included.
+        self.tokens: defaultdict[int, list[int]] = defaultdict(list)
         self.tokenizer = loaded.tokenizer
         self._numbers = 0
         super().__init__(loaded, source, self.said, reader or Adapters())
+
+    def _step(self, plan: Plan) -> list[Token]:
+        tokens = super()._step(plan)
+        for token in tokens:
+            self.tokens[token.sequence].append(token.id)
+        return tokens
 
     def ask(self, generation: Generation) -> int:
         """Submit under the next number."""
@@ -235,17 +331,28 @@ def driven(model: Path, **limits: Any) -> Driven:
     return Driven(load(where, lambda done, total: None), where)
 
 
-def solo(model: Path, prompt: Sequence[int], max_tokens: int, over: Path | None = None) -> list[int]:
-    """The tokens that mlx-lm by itself generates greedily for one prompt, an end-of-sequence token included."""
+def alone(model: Path, over: Path | None = None) -> Any:
+    """A model and one adapter as mlx-lm by itself puts them together."""
     base, _ = load_model(model)
     if over is not None:
         load_adapters(base, str(over))
+    base.eval()
+    return base
+
+
+def greedy(base: Any, prompt: Sequence[int], max_tokens: int) -> list[int]:
+    """The tokens that mlx-lm by itself generates for one prompt, an end-of-sequence token included."""
     tokens: list[int] = []
-    for token, _ in generate_step(mx.array(prompt), base, max_tokens=max_tokens):
+    for token, _ in generate_step(mx.array(list(prompt)), base, max_tokens=max_tokens):
         tokens.append(token)
         if token == 0:
             break
     return tokens
+
+
+def solo(model: Path, prompt: Sequence[int], max_tokens: int, over: Path | None = None) -> list[int]:
+    """The same of a model on disk, and one adapter."""
+    return greedy(alone(model, over), prompt, max_tokens)
 
 
 def spoken(engine: Driven, tokens: Sequence[int]) -> str:
