@@ -129,7 +129,9 @@ class AdaptedLinear(Adapted):
     def _only(self, slot: int) -> tuple[mx.array, mx.array]:
         """One slot's matrices, to be used step after step: taking them apart costs as much as multiplying does."""
         if self._alone is None or self._alone[0] != slot:
-            self._alone = slot, self.a[slot].T, self.b[slot]
+            # Slices, since an index would copy.
+            one = slice(slot, slot + 1)
+            self._alone = slot, self.a[one].squeeze(0).T, self.b[one].squeeze(0)
         return self._alone[1:]
 
     def _scaled(self, y: mx.array, slots: mx.array | int) -> mx.array:

@@ -222,7 +222,7 @@ class Engine:
             except RosterError as error:
                 for number in self._scheduler.unplaced(plan, adapter.identity):
                     self._output.rejected(number, error)
-        for sequence in plan.admit:
+        for sequence in (*plan.place, *plan.admit):
             if sequence.adapter is not None:
                 # In the bank now: nobody needs the tensors they came from.
                 sequence.adapter = replace(sequence.adapter, weights=None)

@@ -75,7 +75,8 @@ class Fetched:
 class Plan:
     """What the next step changes: `drop` leaves the batch, the adapters of `place` go into their slots, `admit` joins.
 
-    `place` is among `admit`. `fetch` goes on waiting, for a Fetched: its adapters lost their slots meanwhile.
+    `place` is of this plan's `admit` or of the next one's. `fetch` goes on waiting, for a Fetched: its adapters lost
+    their slots meanwhile.
     """
 
     drop: list[int]
@@ -94,6 +95,8 @@ class Scheduler:
         self._max_concurrency = max_concurrency
         self._waiting: dict[int, Sequence] = {}
         self._running: dict[int, Sequence] = {}
+        #: Running already, and in the next plan's `admit`.
+        self._joining: list[Sequence] = []
         self._leaving: list[int] = []
         self.slots = Slots(max_adapters)
 
@@ -121,9 +124,14 @@ class Scheduler:
     def schedule(self) -> Plan:
         """Decide the next step. Sequences in `admit` run from here on, with their slots leased."""
         plan = Plan(drop=self._leaving)
-        self._leaving = []
+        joined, self._leaving, self._joining = self._joining, [], []
+        busy = bool(self._running)
         if self._waiting and len(self._running) < self._max_concurrency:
             self._admit(plan)
+        if busy and plan.place:
+            # Filling slots and taking in their prompts in one step would hold up for both those that run.
+            plan.admit, self._joining = [], plan.admit
+        plan.admit = joined + plan.admit
         return plan
 
     def _admit(self, plan: Plan) -> None:
@@ -168,8 +176,9 @@ class Scheduler:
 
         Nobody else leases that slot, since the adapter had none before this plan.
         """
-        refused = [one for one in plan.admit if one.adapter is not None and one.adapter.identity == identity]
+        refused = [one for one in plan.admit + self._joining if one.adapter and one.adapter.identity == identity]
         plan.admit = [one for one in plan.admit if one not in refused]
+        self._joining = [one for one in self._joining if one not in refused]
         for sequence in refused:
             del self._running[sequence.id]
         self.slots.forget(identity)
@@ -203,8 +212,12 @@ class Scheduler:
         return Delta(sequence.id, text, reason, Usage(len(sequence.prompt), sequence.completion, sequence.cached))
 
     def _leave(self, number: int) -> None:
-        self._leaving.append(number)
-        self._release(self._running.pop(number))
+        sequence = self._running.pop(number)
+        self._release(sequence)
+        if sequence in self._joining:
+            self._joining.remove(sequence)
+        else:
+            self._leaving.append(number)
 
     def _release(self, sequence: Sequence) -> None:
         if sequence.adapter is not None:
@@ -214,6 +227,7 @@ class Scheduler:
         """Let go of all that runs and of all slots, after a step that failed halfway. Returns who that was."""
         abandoned = list(self._running)
         self._running.clear()
+        self._joining.clear()
         self._leaving.clear()
         self.slots.clear()
         return abandoned

@@ -146,8 +146,9 @@ def test_slot_is_not_reused_while_leased() -> None:
     it.fold([(1, 0, None), (2, 0, None)])
     assert it.schedule() == Plan(drop=[])
     it.fold([(2, 0, "stop")])
-    plan = it.schedule()
-    assert (ids(plan.place), ids(plan.admit), plan.admit[0].slot) == ([3], [3], 2)
+    (placed,) = it.schedule().place
+    assert (placed.id, placed.slot) == (3, 2)
+    assert ids(it.schedule().admit) == [3]
 
 
 def test_adapter_still_in_its_slot_is_not_placed_again() -> None:
@@ -197,7 +198,48 @@ def test_sequence_waiting_for_a_slot_is_overtaken_only_so_often() -> None:
     it.apply(sequence(5))
     assert ids(it.schedule().admit) == [5], "who needs no slot may always pass"
     it.fold([(0, 0, "stop")])
-    assert ids(it.schedule().admit) == [1]
+    assert ids(it.schedule().place) == [1]
+
+
+def test_step_fills_slots_or_takes_in_their_prompts_while_others_run() -> None:
+    it = scheduler(sequence(1))
+    it.schedule()
+    it.apply(sequence(2, adapter("x")))
+    it.apply(sequence(3))
+    first, second = it.schedule(), it.schedule()
+    assert (ids(first.place), ids(first.admit)) == ([2], [])
+    assert (ids(second.place), ids(second.admit)) == ([], [2, 3])
+
+
+def test_arrivals_do_not_hold_up_what_is_about_to_join() -> None:
+    it = scheduler(sequence(1))
+    it.schedule()
+    it.apply(sequence(2, adapter("x")))
+    it.schedule()
+    it.apply(sequence(3, adapter("y")))
+    plan = it.schedule()
+    assert (ids(plan.place), ids(plan.admit)) == ([3], [2])
+
+
+def test_sequence_cancelled_between_its_slot_and_its_prompt_is_gone() -> None:
+    it = scheduler(sequence(1), slots=1)
+    it.schedule()
+    it.apply(sequence(2, adapter("x")))
+    it.schedule()
+    it.apply(Cancel(2))
+    it.apply(sequence(3, adapter("y")))
+    plan = it.schedule()
+    assert (plan.drop, ids(plan.place), ids(plan.admit)) == ([], [3], [])
+
+
+def test_adapter_that_cannot_be_placed_takes_along_who_is_about_to_join() -> None:
+    it = scheduler(sequence(1))
+    it.schedule()
+    it.apply(sequence(2, adapter("bad")))
+    it.apply(sequence(3))
+    plan = it.schedule()
+    assert it.unplaced(plan, "bad") == [2]
+    assert ids(it.schedule().admit) == [3]
 
 
 def test_adapter_that_cannot_be_placed_takes_only_its_own_sequences_along() -> None:
