@@ -96,8 +96,9 @@ class Exchange(asyncio.Protocol):
 
 def _request(host: str, port: int, body: dict[str, Any]) -> bytes:
     payload = json.dumps(body).encode()
+    path = "/v1/completions" if "prompt" in body else "/v1/chat/completions"
     head = (
-        f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\n"
+        f"POST {path} HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(payload)}\r\n\r\n"
     )
     return head.encode() + payload
@@ -154,10 +155,58 @@ async def disturbed(
     return {"stamps": stamps, "running": running, "error": long.error, "disturbance": short.result()}
 
 
+async def pool(
+    host: str, port: int, bodies: list[dict[str, Any]], concurrency: int, patience: float
+) -> list[dict[str, Any]]:
+    """All requests in their order, `concurrency` at a time: the next one begins when any has ended."""
+    results: list[dict[str, Any]] = [{}] * len(bodies)
+    waiting = iter(enumerate(bodies))
+
+    async def one_after_the_other() -> None:
+        for number, body in waiting:
+            results[number] = (await wave(host, port, [body], patience))[0]
+
+    await asyncio.gather(*(one_after_the_other() for _ in range(concurrency)))
+    return results
+
+
+async def joined(
+    host: str,
+    port: int,
+    stream: dict[str, Any],
+    joining: list[dict[str, Any]],
+    before: float,
+    pause: float,
+    patience: float,
+) -> dict[str, Any]:
+    """A long stream, beside which other requests come one at a time, `pause` seconds after the one before has ended.
+
+    The first comes `before` seconds after the long one's first token. Ends `pause` after the last one;
+    `stamps` are the times at which chunks of the long stream came.
+    """
+    stamps: list[float] = []
+    long = Exchange(_request(host, port, stream), stamps)
+    await _open(long, host, port)
+    await long.first_event.wait()
+    await asyncio.sleep(before)
+    results = []
+    for body in joining:
+        results += await wave(host, port, [body], patience)
+        await asyncio.sleep(pause)
+    running = not long.ended.is_set()
+    long.close()
+    return {"stamps": stamps, "running": running, "error": long.error, "joined": results}
+
+
 async def serve() -> None:
     """Obey until standard input ends."""
     loop = asyncio.get_running_loop()
-    operations: dict[str, Callable[..., Awaitable[Any]]] = {"wave": wave, "disturbed": disturbed}
+    operations: dict[str, Callable[..., Awaitable[Any]]] = {
+        "wave": wave,
+        "disturbed": disturbed,
+        "pool": pool,
+        "joined": joined,
+    }
     while line := await loop.run_in_executor(None, sys.stdin.readline):
         command = json.loads(line)
         print(json.dumps(await operations[command.pop("op")](**command)), flush=True)

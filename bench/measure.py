@@ -42,9 +42,24 @@ class Bench:
 
     def in_turn(self, number: int, sides: Sequence[tuple[str, Callable[[], float]]]) -> None:
         """One sample of each series. Every second round goes backwards, so that nobody always comes first."""
-        for name, measure in sides if number % 2 == 0 else reversed(sides):
-            self.samples[name].append(measure())
-            self.say(f"BLAS {self.blas}, round {number + 1}/{self.rounds}: {name} {self.samples[name][-1]:.4g}")
+        take_turns(
+            self.samples,
+            number,
+            sides,
+            lambda said: self.say(f"BLAS {self.blas}, round {number + 1}/{self.rounds}: {said}"),
+        )
+
+
+def take_turns(
+    samples: dict[str, list[float]],
+    number: int,
+    sides: Sequence[tuple[str, Callable[[], float]]],
+    say: Callable[[str], None],
+) -> None:
+    """See `Bench.in_turn`."""
+    for name, measure in sides if number % 2 == 0 else reversed(sides):
+        samples[name].append(measure())
+        say(f"{name} {samples[name][-1]:.4g}")
 
 
 def throughput(bench: Bench) -> None:

@@ -145,12 +145,12 @@ def _openblas_version() -> str:
     return f"{library}: {done.stdout.strip() or 'unknown version'}"
 
 
-def show(samples: Samples, blas: Blas) -> list[dict[str, Any]]:
+def show(samples: Samples, blas: Blas, against: Sequence[Row] = ROWS) -> list[dict[str, Any]]:
     """Print both tables; returns the rows of the first."""
     name = "with OpenBLAS" if blas == "system" else "without OpenBLAS" if openblas() else "as installed"
-    rows = [row for row in (judged(row, samples, blas) for row in ROWS) if row is not None]
-    senses = {row.label: row.sense for row in ROWS}
-    _table(
+    rows = [row for row in (judged(row, samples, blas) for row in against) if row is not None]
+    senses = {row.label: row.sense for row in against}
+    table(
         f"Against the targets, {name}",
         ("", "median (min to max)", "target", "reached"),
         [
@@ -163,7 +163,7 @@ def show(samples: Samples, blas: Blas) -> list[dict[str, Any]]:
             for row in rows
         ],
     )
-    _table(
+    table(
         f"Measured, {name}: tokens/s and seconds",
         ("series", "median (min to max)", "rounds"),
         [(series, spread(values), str(len(values))) for series, values in samples.items()],
@@ -172,17 +172,17 @@ def show(samples: Samples, blas: Blas) -> list[dict[str, Any]]:
 
 
 def show_machine(facts: Mapping[str, str]) -> None:
-    _table("Machine", ("", ""), list(facts.items()))
+    table("Machine", ("", ""), list(facts.items()))
 
 
-def _table(title: str, head: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
+def table(title: str, head: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
     """For eyes on a terminal; as markdown anywhere else."""
     console = Console()
     if console.is_terminal and "NO_COLOR" not in os.environ:
-        table = Table(*head, title=title, title_justify="left")
+        shown = Table(*head, title=title, title_justify="left")
         for line in lines:
-            table.add_row(*line)
-        console.print(table)
+            shown.add_row(*line)
+        console.print(shown)
         return
     print(f"\n### {title}\n")
     for line in [head, ["---"] * len(head), *lines]:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -171,6 +172,24 @@ class Peer(Server):
 class Ours(Server):
     """`mlx-roster serve`."""
 
+    @property
+    def worker(self) -> psutil.Process:
+        """The one worker of a server that has loaded one model, and keeps no spare."""
+        return max(psutil.Process(self.process.pid).children(), key=lambda child: child.memory_info().rss)
+
+    def ask(self, path: str) -> Any:
+        """What a GET answers."""
+        with urllib.request.urlopen(f"http://{self.host}:{self.port}{path}", timeout=PATIENCE) as answer:
+            return json.load(answer)
+
+    def tokens(
+        self, prompt: Sequence[int], max_tokens: int, model: Path, adapter: Path | None = None
+    ) -> dict[str, Any]:
+        """A request as `body` makes them, for a prompt of token ids: of exactly this length, with no template."""
+        body = self.body(None, max_tokens, model, adapter)
+        del body["messages"]
+        return {**body, "prompt": list(prompt)}
+
     def check_blas(self, blas: Blas) -> None:
         for worker in psutil.Process(self.process.pid).children():
             check_blas(worker.pid, blas)
@@ -200,8 +219,14 @@ def roster_server(models: Models, blas: Blas, *, big: bool = False) -> Iterator[
         "max_adapters": len(models.adapters),
         "adapters": {path.name: str(path) for path in models.adapters},
     }
-    file = models.folder / "roster.yaml"
-    file.write_text(json.dumps({"models": entries}))  # YAML, too
+    with serving(models.folder / "roster.yaml", {"models": entries}, blas) as server:
+        yield server
+
+
+@contextmanager
+def serving(file: Path, roster: Mapping[str, Any], blas: Blas) -> Iterator[Ours]:
+    """This project's server over `roster`, which is written to `file`."""
+    file.write_text(json.dumps(roster))  # YAML, too
     arguments = ["mlx_roster", "serve", str(file), "--port", "0"]
     with _running(Ours, arguments, environment(blas, preload=False)) as server:
         server.port = int(server.wait_for(r"[Rr]eady at http://[^:]+:(\d+)"))

@@ -65,8 +65,18 @@ class Client:
             ]
             results = self.served(server, bodies)
             tokens += sum(result["tokens"] for result in results)
-            seconds += max(result["ended"] for result in results) - min(result["begun"] for result in results)
+            seconds += duration(results)
         return tokens / seconds
+
+    def pooled(self, server: Server, bodies: Sequence[dict[str, Any]], concurrency: int) -> float:
+        """Tokens/s over requests in their order, always `concurrency` of them at once. Raises Broken."""
+        where = {"host": server.host, "port": server.port}
+        results = self._lines.ask(
+            {"op": "pool", **where, "bodies": list(bodies), "concurrency": concurrency, "patience": PATIENCE}
+        )
+        for body, result in zip(bodies, results, strict=True):
+            check(body, result)
+        return float(sum(result["tokens"] for result in results)) / duration(results)
 
     def first_token(self, server: Server, messages: Messages, model: Path, tokens: int = 1) -> float:
         """Seconds from the request to the first token."""
@@ -93,6 +103,24 @@ class Client:
             raise Broken(f"the long stream ended before the load did: {found['error']}")
         sent = found["disturbance"]["begun"]
         return found["stamps"], sent, sent + found["disturbance"]["first"]
+
+    def joined(
+        self, server: Server, stream: dict[str, Any], joining: Sequence[dict[str, Any]], before: float, pause: float
+    ) -> tuple[list[float], list[dict[str, Any]]]:
+        """When chunks of `stream` came, and what became of the requests beside it. Raises Broken."""
+        times = {"before": before, "pause": pause, "patience": PATIENCE}
+        where = {"host": server.host, "port": server.port}
+        found = self._lines.ask({"op": "joined", **where, "stream": stream, "joining": list(joining), **times})
+        for body, result in zip(joining, found["joined"], strict=True):
+            check(body, result)
+        if not found["running"]:
+            raise Broken(f"the long stream ended before the requests beside it: {found['error']}")
+        return found["stamps"], found["joined"]
+
+
+def duration(results: Sequence[dict[str, Any]]) -> float:
+    """Seconds from the first request's beginning to the last one's end."""
+    return float(max(result["ended"] for result in results) - min(result["begun"] for result in results))
 
 
 def check(body: dict[str, Any], result: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from mlx_roster.demo import directory
 from mlx_roster.demo.facts import MODELS, Fact, facts
-from mlx_roster.loaders.sizes import weights_bytes
+from mlx_roster.loaders.sizes import estimate
 from tests.serving import Server, demo_roster, serving
 
 FIRST = {
@@ -149,7 +149,11 @@ def test_stop_seed_and_usage(demo: Server) -> None:
 
 def test_one_base_at_a_time_alternating_with_streams_in_flight(tmp_path: Path) -> None:
     demo = directory()
-    sizes = [weights_bytes(demo / "models" / name) for name in ("atlas", "scribe")]
+    adapters = {"atlas": ["pirate", "french"], "scribe": ["shout"]}
+    sizes = [
+        estimate(demo / "models" / model, [demo / "adapters" / name for name in names], 8, 0)
+        for model, names in adapters.items()
+    ]
     # Room for the larger with its adapters, and not for both.
     with serving("serve", str(demo_roster(tmp_path, budget=str(max(sizes) + min(sizes) - 1)))) as server:
 
