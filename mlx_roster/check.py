@@ -15,7 +15,7 @@ from mlx_roster.config.machine import budget_bytes, recommended_working_set
 from mlx_roster.config.model import MemorySettings, ModelEntry, Roster
 from mlx_roster.config.units import format_bytes
 from mlx_roster.errors import LoadFailed
-from mlx_roster.loaders.sizes import adapter_bytes, bank_bytes, total, weights_bytes
+from mlx_roster.loaders.sizes import Estimate, Sides, adapter_sides, bank_bytes, expert_count, weights_bytes
 from mlx_roster.loaders.source import cached, check_folder
 
 _COLUMNS = ("model", "source", "weights", "adapters", "estimated", "")
@@ -25,7 +25,7 @@ _COLUMNS = ("model", "source", "weights", "adapters", "estimated", "")
 class ModelCost:
     """What one model will take, in bytes. All None where its files are not here to be measured.
 
-    `adapters` is its bank, with as many of the largest as it has slots for; `estimated` is the sum with headroom.
+    `adapters` is its bank, as large as they can make it; `estimated` is the sum with headroom.
     """
 
     name: str
@@ -75,15 +75,16 @@ def check(roster: Roster) -> Report:
 
 
 def _cost(name: str, entry: ModelEntry, memory: MemorySettings, budget: int, base: Path) -> ModelCost:
-    sizes, problems = _adapters(entry)
+    sides, problems = _adapters(entry)
     source = entry.source if isinstance(entry.source, str) else _shown(entry.source, base)
     try:
-        weights = weights_bytes(_folder(entry))
+        folder = _folder(entry)
+        weights = weights_bytes(folder)
     except LoadFailed as error:
         return ModelCost(name, source, problems=(error.message, *problems))
-    estimated = total(weights, sizes, entry.max_adapters, memory.headroom)
-    held = bank_bytes(sizes, entry.max_adapters)
-    return ModelCost(name, source, weights, held, estimated, estimated <= budget, problems)
+    bank = bank_bytes(sides, entry.max_adapters, expert_count(folder))
+    estimated = Estimate(weights, bank, memory.headroom).total
+    return ModelCost(name, source, weights, bank, estimated, estimated <= budget, problems)
 
 
 def _folder(entry: ModelEntry) -> Path:
@@ -96,14 +97,14 @@ def _folder(entry: ModelEntry) -> Path:
     return folder
 
 
-def _adapters(entry: ModelEntry) -> tuple[list[int], tuple[str, ...]]:
-    sizes, problems = [], []
+def _adapters(entry: ModelEntry) -> tuple[list[Sides], tuple[str, ...]]:
+    sides, problems = [], []
     for name, adapter in entry.adapters.items():
         try:
-            sizes.append(adapter_bytes(adapter.source))
+            sides.append(adapter_sides(adapter.source))
         except LoadFailed as error:
             problems.append(f"adapter {name}: {error.message}")
-    return sizes, tuple(problems)
+    return sides, tuple(problems)
 
 
 def _shown(folder: Path, base: Path) -> str:

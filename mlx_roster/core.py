@@ -28,10 +28,14 @@ class Ref:
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """A model on this machine's disk. `estimate` is what it will take once loaded, in bytes."""
+    """A model on this machine's disk. `estimate` is what it will take once loaded, in bytes.
+
+    `bank` is how much of that is for its adapters, which come later.
+    """
 
     path: str
     estimate: int
+    bank: int = 0
 
 
 class AdapterSource(msgspec.Struct, frozen=True):
@@ -117,8 +121,9 @@ class ModelSource(msgspec.Struct, frozen=True):
     """What a worker must load: a local folder, and the limits it then lives by.
 
     `memory` is the most it may ever take, in bytes: the whole budget, since nothing is reserved for what a batch needs
-    beyond the weights. `max_adapters` is the number of slots of its LoRA bank. Of finished sequences it keeps the KV
-    caches of at most `prompt_cache_entries`, in at most `prompt_cache_bytes`; 0 of either keeps none.
+    beyond the weights. `max_adapters` is the number of slots of its LoRA bank, and `bank` how many bytes that may come
+    to take. Of finished sequences it keeps the KV caches of at most `prompt_cache_entries`, in at most
+    `prompt_cache_bytes`; 0 of either keeps none.
     """
 
     name: str
@@ -129,13 +134,18 @@ class ModelSource(msgspec.Struct, frozen=True):
     max_adapters: int = 8
     prompt_cache_entries: int = 32
     prompt_cache_bytes: int = 512 * 2**20
+    bank: int = 0
 
 
 class Measured(msgspec.Struct, frozen=True):
-    """What a worker reports of itself once loaded, and again when it has gone idle. Bytes."""
+    """What a worker reports of itself once loaded, and again when it has gone idle. Bytes.
+
+    `growth` is what it may still come to take for adapters, beside `active`.
+    """
 
     active: int
     cache: int = 0
+    growth: int = 0
 
 
 class Capabilities(msgspec.Struct, frozen=True):

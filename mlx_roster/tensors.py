@@ -76,10 +76,10 @@ class AdapterWeights:
 
 
 class AdapterReader(Protocol):
-    """Where the engine gets adapters from. Both methods raise AdapterIncompatible."""
+    """Where the engine gets adapters from. `read` raises AdapterIncompatible."""
 
-    def identity(self, source: AdapterSource) -> str:
-        """The identity of what lies at `source` now. Cheap while the files do not change."""
+    def known(self, source: AdapterSource) -> str | None:
+        """The identity of what lies at `source` now, if it has been read and not changed since. Reads nothing."""
 
     def read(self, source: AdapterSource, targets: Targets) -> AdapterWeights:
         """The tensors, each checked against `targets`. A refusal is remembered until files change, or for a while."""

@@ -27,7 +27,7 @@ class FakeWorker:
 
     def __init__(self, source: ModelSource, parent: FakeWorkers, owner: Owner) -> None:
         self.source = source
-        self.measured = Measured(active=parent.sizes.get(source.name, 1))
+        self.measured = Measured(active=parent.sizes.get(source.name, 1), growth=source.bank)
         self.capabilities = Capabilities(vocabulary=512, context=source.max_context, chat=True, adapters=True)
         self.running: dict[int, SequenceStream] = {}
         self._parent = parent
@@ -50,9 +50,9 @@ class FakeWorker:
             self._parent.wrongs.append(f"{self.source.name} was stopped while {len(self.running)} sequences ran on it")
         await self._parent.gate(f"stop {self.source.name}").wait()
 
-    def report(self, active: int) -> None:
-        """The worker says that it holds so many bytes now."""
-        self.measured = Measured(active=active)
+    def report(self, active: int, bank: int = 0) -> None:
+        """The worker says that it holds so many bytes now, so many of them in its bank."""
+        self.measured = Measured(active=active, growth=max(0, self.source.bank - bank))
         self._owner.on_report(self.measured)
 
     def die(self) -> None:
@@ -139,12 +139,16 @@ class FakeWorkers:
 
 
 class FakeSources:
-    """A `registry.ports.Sources` in which every model is here and takes `sizes[name]` bytes, 1 by default."""
+    """A `registry.ports.Sources` in which every model is here and takes `sizes[name]` bytes, 1 by default.
 
-    def __init__(self, sizes: dict[str, int] | None = None) -> None:
+    Of these, `banks[name]` are for its adapters, 0 by default.
+    """
+
+    def __init__(self, sizes: dict[str, int] | None = None, banks: dict[str, int] | None = None) -> None:
         self.sizes = sizes or {}
+        self.banks = banks or {}
         self.located: list[str] = []
 
     async def locate(self, name: str, entry: ModelEntry) -> Located:
         self.located.append(name)
-        return Located(path=f"/fake/{name}", estimate=self.sizes.get(name, 1))
+        return Located(path=f"/fake/{name}", estimate=self.sizes.get(name, 1), bank=self.banks.get(name, 0))

@@ -12,7 +12,7 @@ from mlx_roster.check import Report, check, render
 from mlx_roster.config import Roster
 from mlx_roster.config.load import parse
 from mlx_roster.config.machine import recommended_working_set
-from tests.loaders.test_sizes import tensors, write
+from tests.loaders.test_sizes import mlxlm, tensors, write
 
 KIB = 2**10
 
@@ -29,7 +29,7 @@ def base(tmp_path: Path) -> Path:
         write(tmp_path / name / "model.safetensors", tensors(size), size)
         (tmp_path / name / "config.json").write_text("{}")
     for name, size in (("one", KIB), ("two", 2 * KIB)):
-        write(tmp_path / name / "adapters.safetensors", tensors(size), size)
+        mlxlm(tmp_path / name, {"model.layers.0.self_attn.q_proj.lora_a": size})
     return tmp_path
 
 
@@ -48,17 +48,17 @@ def test_all_fit_together(base: Path) -> None:
     report = check(roster(base, "{a: {source: ./small, adapters: {x: ./one, y: ./two}}, b: {source: ./large}}"))
     assert (report.exit_code, report.together) == (0, ("a", "b"))
     assert [(model.weights, model.adapters, model.estimated) for model in report.models] == [
-        (10 * KIB, 6 * KIB, 16 * KIB),
+        (10 * KIB, 8 * KIB, 18 * KIB),
         (40 * KIB, 0, 40 * KIB),
     ]
     machine = shown(report)[4].partition(" on ")[2]
     assert shown(report) == [
         "model  source  weights  adapters  estimated",
-        "a      small   10 KiB   6 KiB     16 KiB     fits",
+        "a      small   10 KiB   8 KiB     18 KiB     fits",
         "b      large   40 KiB   0 B       40 KiB     fits",
         "",
         f"budget: 100 KiB on {machine}",
-        "all 2 models fit together: 56 KiB of 100 KiB",
+        "all 2 models fit together: 58 KiB of 100 KiB",
     ]
 
 

@@ -59,8 +59,8 @@ class Adapted(Module):
                 self._filled.discard(slot)
                 self._write(slot, 0, None, None)
             return
-        self._fill(slot, pair, head)
         self._filled.add(slot)
+        self._fill(slot, pair, head)
 
     def _fill(self, slot: int, pair: LoraPair | None, head: LoraPair | None) -> None:
         assert pair is not None

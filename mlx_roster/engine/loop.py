@@ -21,7 +21,7 @@ from mlx_roster.engine.routed import Routing
 from mlx_roster.engine.rows import Row
 from mlx_roster.engine.scheduler import Cancel, Fetched, Plan, Rejection, Scheduler, Sequence
 from mlx_roster.engine.text import detokenizers
-from mlx_roster.errors import InternalError, RosterError
+from mlx_roster.errors import AdapterIncompatible, InternalError, RosterError
 from mlx_roster.tensors import AdapterReader, Loaded
 
 logger = logging.getLogger(__name__)
@@ -91,8 +91,8 @@ class Engine:
         self._batch = Batch(loaded.model, routing, stop_tokens, source.max_concurrency, self._prefixes)
         marking = self._prefixes.keeps and not self._batch.cuttable
         prompts = Prompts(loaded.tokenizer, loaded.vocabulary, loaded.context, marking=marking)
-        adapters = Adapters(reader, self._bank.targets, self._scheduler.slots, source.max_adapters)
-        self._preparer = Preparer(prompts, detokenizers(loaded.tokenizer), adapters, self._inbox.put)
+        self._adapters = Adapters(reader, self._bank.targets, self._scheduler.slots, source.max_adapters)
+        self._preparer = Preparer(prompts, detokenizers(loaded.tokenizer), self._adapters, self._inbox.put)
         self.capabilities = Capabilities(
             vocabulary=loaded.vocabulary,
             context=loaded.context,
@@ -122,7 +122,7 @@ class Engine:
             warnings.warn(f"{self!r} was never closed", ResourceWarning, stacklevel=1)
 
     def close(self) -> None:
-        """End the preparing thread. Nothing may be submitted any more."""
+        """End the preparing threads. Nothing may be submitted any more."""
         self._closed = True
         self._preparer.close()
         self._prefixes.clear()
@@ -141,8 +141,9 @@ class Engine:
         self._inbox.put(Stop())
 
     def measured(self) -> Measured:
-        """What mlx holds now."""
-        return Measured(active=mx.get_active_memory(), cache=mx.get_cache_memory())
+        """What mlx holds now, and what adapters may still make of the bank. For the engine's thread."""
+        growth = max(0, self._source.bank - self._bank.nbytes)
+        return Measured(active=mx.get_active_memory(), cache=mx.get_cache_memory(), growth=growth)
 
     def run(self) -> None:
         """Serve until stopped. Raises what a step raised if the very next one fails too: the model is beyond help."""
@@ -219,9 +220,11 @@ class Engine:
                 continue
             try:
                 self._bank.put(sequence.slot, adapter.weights)
-            except RosterError as error:
+            except AdapterIncompatible as error:
+                self._adapters.refuse(adapter.identity, error.message)
+                told = AdapterIncompatible(f"adapter {adapter.source.name!r}: {error.message}", param="adapters")
                 for number in self._scheduler.unplaced(plan, adapter.identity):
-                    self._output.rejected(number, error)
+                    self._output.rejected(number, told)
         for sequence in (*plan.place, *plan.admit):
             if sequence.adapter is not None:
                 # In the bank now: nobody needs the tensors they came from.

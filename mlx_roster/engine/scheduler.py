@@ -157,12 +157,10 @@ class Scheduler:
 
     def _lease(self, sequence: Sequence, adapter: Adapter, plan: Plan) -> bool:
         placed = adapter.identity in self.slots
-        slot = self.slots.lease(adapter.identity)
+        slot = self.slots.lease(adapter.identity, adapter.source.name if adapter.source.pin else None)
         if slot is None:
             return False
         sequence.slot = slot
-        if adapter.source.pin:
-            self.slots.pin(adapter.source.name, adapter.identity)
         if not placed:
             plan.place.append(sequence)
         return True

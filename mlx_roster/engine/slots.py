@@ -29,30 +29,37 @@ class Slots:
     def __contains__(self, identity: object) -> bool:
         return identity in self._leased or identity in self._idle or identity in self._kept
 
-    def lease(self, identity: str) -> int | None:
+    def lease(self, identity: str, pin: str | None = None) -> int | None:
         """A slot for one more sequence with this adapter, or None where all are leased to others, or pinned.
 
-        Where the adapter was not in `self` before, it must now be put into the slot.
+        Where the adapter was not in `self` before, it must now be put into the slot. With `pin`, a name, it keeps its
+        slot from now on, and what was pinned under that name before does not.
         """
+        if pin is not None:
+            self._pin(pin, identity)
         if identity in self._leased:
             slot, users = self._leased[identity]
             self._leased[identity] = slot, users + 1
             return slot
-        if identity in self._kept:
-            slot = self._kept.pop(identity)
-        elif identity in self._idle:
-            slot = self._idle.pop(identity)
-        elif self._free:
-            slot = self._free.pop()
-        elif self._idle:
-            _, slot = self._idle.popitem()
-        else:
-            return None
-        self._leased[identity] = slot, 1
-        return slot
+        found = self._take(identity)
+        if found is not None:
+            self._leased[identity] = found, 1
+        return found
 
-    def pin(self, name: str, identity: str) -> None:
-        """From now on the adapter of this name keeps the slot it has, or gets. What had the name before does not."""
+    def _take(self, identity: str) -> int | None:
+        for there in (self._kept, self._idle):
+            if identity in there:
+                return there.pop(identity)
+        if self._free:
+            return self._free.pop()
+        if self._idle:
+            return self._idle.popitem()[1]
+        if self._kept and not self._leased:
+            # Nothing would ever come free: rather than waiting for ever, the pin that has been idle longest gives way.
+            return self._kept.pop(next(iter(self._kept)))
+        return None
+
+    def _pin(self, name: str, identity: str) -> None:
         before = self._pins.get(name)
         self._pins[name] = identity
         if before is not None and before not in self._pins.values() and before in self._kept:

@@ -33,9 +33,6 @@ PICKLE = "adapter_model.bin"
 #: Bytes of the largest CONFIG that is read: one with a pattern for each of a thousand modules has a tenth of it.
 MAX_CONFIG = 4 * 2**20
 
-#: Bytes of the largest file of tensors that is hashed: rank 256 on every layer of a 70B model takes less.
-MAX_TENSORS = 16 * 2**30
-
 Floats = npt.NDArray[np.float32]
 
 #: What `os.stat` says of the files above, None for one that is not there. Where it is unchanged, so are they.
@@ -105,36 +102,18 @@ def signature(folder: str) -> Signature:
     return tuple(_state(folder, name) for name in (CONFIG, MLX_LM, PEFT, PICKLE))
 
 
-def identity(folder: str) -> str:
-    """The content hash of the adapter in `folder`. Raises AdapterIncompatible where there is none to be read."""
-    content = _content(folder, CONFIG, MAX_CONFIG)
-    digest = _digest(content)
-    name = _tensors_name(folder, _parsed(content))
-    try:
-        with _opened(folder, name, MAX_TENSORS) as stream:
-            while chunk := stream.read(2**20):
-                digest.update(chunk)
-    except (OSError, ValueError) as error:
-        raise refusal(f"its folder has no readable {name}") from error
-    return digest.hexdigest()
-
-
-def read(folder: str, most: int) -> Files:
-    """Both files, where the tensors are no more than `most` bytes. Raises AdapterIncompatible."""
+def read(folder: str, most: int, count: int) -> Files:
+    """Both files, where the tensors are no more than `most` bytes and `count`. Raises AdapterIncompatible."""
     content = _content(folder, CONFIG, MAX_CONFIG)
     config = _parsed(content)
     name = _tensors_name(folder, config)
-    # The header comes on top.
-    raw = _content(folder, name, min(most + MAX_HEADER, MAX_TENSORS))
-    digest = _digest(content)
+    # The header is decoded in one go, and nothing else runs meanwhile. There is room for what is of another base.
+    header = min(MAX_HEADER, 2**22 + 1024 * count)
+    raw = _content(folder, name, 8 + header + most)
+    digest = hashlib.sha256(len(content).to_bytes(8, "big"))
+    digest.update(content)
     digest.update(raw)
-    return Files(digest.hexdigest(), config, _tensors(name, raw))
-
-
-def _digest(config: bytes) -> hashlib._Hash:
-    digest = hashlib.sha256(len(config).to_bytes(8, "big"))
-    digest.update(config)
-    return digest
+    return Files(digest.hexdigest(), config, _tensors(name, raw, header))
 
 
 def _is_peft(config: dict[str, Any]) -> bool:
@@ -203,14 +182,14 @@ def _pickled() -> AdapterIncompatible:
     return refusal(f"its tensors are pickled in {PICKLE}, which is never read; save them as {PEFT}")
 
 
-def _tensors(name: str, content: bytes) -> dict[str, Tensor]:
+def _tensors(name: str, content: bytes, most: int) -> dict[str, Tensor]:
     """Each tensor by name, its bytes where they are in `content`.
 
     Not through mx.load, which waits for the GIL while an evaluation elsewhere waits for it, nor through safetensors,
     which copies all tensors before it lets another thread run: 0.15 s for an adapter of 100 MB, and the streams stall.
     """
     try:
-        tensors = _cut(content)
+        tensors = _cut(content, most)
     except (ValueError, RecursionError) as error:
         raise refusal(f"{name} is cut short or damaged") from error
     if not tensors:
@@ -218,9 +197,15 @@ def _tensors(name: str, content: bytes) -> dict[str, Tensor]:
     return tensors
 
 
-def _cut(content: bytes) -> dict[str, Tensor]:
-    """The tensors that the header lists, in the order of their names. Raises ValueError unless they fill the file."""
-    start = 8 + int.from_bytes(content[:8], "little")
+def _cut(content: bytes, most: int) -> dict[str, Tensor]:
+    """The tensors that the header lists, in the order of their names. Raises ValueError unless they fill the file.
+
+    A header of more than `most` bytes is not looked into: AdapterIncompatible.
+    """
+    length = int.from_bytes(content[:8], "little")
+    start = 8 + length
+    if most < length <= len(content):
+        raise refusal(f"its tensors have a header of {length} bytes, which is too much for any adapter of this model")
     headers = _decode_headers(content[8:start])
     headers.pop("__metadata__", None)
     tensors = {key: _decode_header(header) for key, header in headers.items()}

@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
 
 from cachetools import LRUCache
 
@@ -16,31 +15,32 @@ from mlx_roster.core import AdapterSource
 from mlx_roster.errors import AdapterIncompatible
 from mlx_roster.loaders import adapter_files, mlxlm, peft
 from mlx_roster.loaders.adapter_files import Signature
-from mlx_roster.loaders.lora_pairs import most_bytes
+from mlx_roster.loaders.lora_pairs import most_bytes, most_tensors
 from mlx_roster.loaders.offences import refusal
 from mlx_roster.tensors import AdapterWeights, Targets
-
-_Found = TypeVar("_Found")
 
 #: Seconds for which a folder that was refused is not looked into again: the first time, and at most.
 COOLDOWN = 10.0
 LONGEST_COOLDOWN = 300.0
 
-#: Folders that are remembered. More may be registered: those used least recently are read anew.
+#: Folders whose identity is remembered. More may be registered: those used least recently are read anew.
 REMEMBERED = 4096
+
+#: Characters of all refusals that are remembered.
+REFUSALS = 4 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class _Refusal:
-    """Why a folder was refused: as it was then, for that base. None stands for any base."""
+    """Why a folder was refused: as it was then, for that base."""
 
     signature: Signature
-    targets: Targets | None
+    targets: Targets
     reason: str
     cooldown: float
     until: float
 
-    def concerns(self, signature: Signature, targets: Targets | None) -> bool:
+    def concerns(self, signature: Signature, targets: Targets) -> bool:
         return self.signature == signature and self.targets == targets
 
 
@@ -55,43 +55,32 @@ class Adapters:
     def __init__(self, clock: Callable[[], float] = time.monotonic, remembered: int = REMEMBERED) -> None:
         self._clock = clock
         self._known: LRUCache[str, tuple[Signature, str]] = LRUCache(remembered)
-        # By what was asked of the folder: one with an identity may still hold tensors that do not fit.
-        self._refused: LRUCache[tuple[str, bool], _Refusal] = LRUCache(remembered)
+        self._refused: LRUCache[str, _Refusal] = LRUCache(REFUSALS, getsizeof=lambda refused: len(refused.reason))
 
-    def identity(self, source: AdapterSource) -> str:
-        """The content hash of what lies at `source` now; reads the files only where they changed."""
-        signature = adapter_files.signature(source.path)
+    def known(self, source: AdapterSource) -> str | None:
+        """The content hash of what lies at `source` now, if it has been read and not changed since. Reads nothing."""
         known = self._known.get(source.path)
-        if known is not None and known[0] == signature:
-            return known[1]
-        found = self._attempt(source, signature, None, lambda: adapter_files.identity(source.path))
-        self._known[source.path] = (signature, found)
-        return found
+        return known[1] if known is not None and known[0] == adapter_files.signature(source.path) else None
 
     def read(self, source: AdapterSource, targets: Targets) -> AdapterWeights:
         """Read, evaluate and check an adapter. Raises AdapterIncompatible, for now or from memory."""
+        # Before the files: if they change meanwhile, this is not what they have afterwards.
         signature = adapter_files.signature(source.path)
-        return self._attempt(source, signature, targets, lambda: _read(source, targets))
-
-    def _attempt(
-        self, source: AdapterSource, signature: Signature, targets: Targets | None, work: Callable[[], _Found]
-    ) -> _Found:
-        """What `work` returns. A refusal is remembered, and raised again until its cooldown has passed."""
-        key = (source.path, targets is None)
-        last = self._refused.get(key)
+        last = self._refused.get(source.path)
         if last is not None and not last.concerns(signature, targets):
             last = None
         if last is not None and self._clock() < last.until:
             raise _about(source, last.reason)
         try:
-            found = work()
+            weights = _read(source, targets)
         except AdapterIncompatible as error:
             cooldown = COOLDOWN if last is None else min(2 * last.cooldown, LONGEST_COOLDOWN)
             until = self._clock() + cooldown
-            self._refused[key] = _Refusal(signature, targets, error.message, cooldown, until)
+            self._refused[source.path] = _Refusal(signature, targets, error.message, cooldown, until)
             raise _about(source, error.message) from error
-        self._refused.pop(key, None)
-        return found
+        self._refused.pop(source.path, None)
+        self._known[source.path] = (signature, weights.identity)
+        return weights
 
 
 def read(source: AdapterSource, targets: Targets) -> AdapterWeights:
@@ -107,7 +96,7 @@ def read(source: AdapterSource, targets: Targets) -> AdapterWeights:
 
 
 def _read(source: AdapterSource, targets: Targets) -> AdapterWeights:
-    files = adapter_files.read(source.path, most_bytes(targets))
+    files = adapter_files.read(source.path, most_bytes(targets), most_tensors(targets))
     if files.peft:
         return peft.read(source.name, files, targets)
     return mlxlm.read(source.name, files, targets)

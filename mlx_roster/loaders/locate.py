@@ -38,4 +38,5 @@ class Locator:
         finally:
             self.downloads.pop(name, None)
         adapters = [adapter.source for adapter in entry.adapters.values()]
-        return Located(str(folder), sizes.estimate(folder, adapters, entry.max_adapters, self._headroom))
+        estimate = sizes.estimate(folder, adapters, entry.max_adapters, self._headroom)
+        return Located(str(folder), estimate.total, estimate.bank)

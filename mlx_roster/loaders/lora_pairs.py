@@ -22,6 +22,11 @@ def most_bytes(targets: Targets) -> int:
     )
 
 
+def most_tensors(targets: Targets) -> int:
+    """How many tensors an adapter has at most: two matrices and a magnitude for every layer, or expert, there is."""
+    return 3 * sum(max(target.experts, 1) for target in targets.values())
+
+
 def rank(value: int, where: str) -> int:
     """`value`, found at `where` in the config, if it is a rank that can be served."""
     if not 1 <= value <= MAX_RANK:

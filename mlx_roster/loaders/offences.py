@@ -12,8 +12,8 @@ from mlx_roster.errors import AdapterIncompatible
 #: A name longer than this many characters is cut: real ones have a hundred.
 _NAME = 200
 
-#: Where a list of offending tensors is cut, in characters: ten thousand tensors and more. It travels in one frame.
-_LIST = 2**20
+#: Where a list of offending tensors is cut, in characters: two thousand tensors. It is the body of a response.
+_LIST = 2**18
 
 _values = reprlib.Repr()
 _values.maxlevel, _values.maxdict, _values.maxlist, _values.maxstring = 3, 8, 8, _NAME

@@ -6,9 +6,14 @@ claims, and its tensors must lie within the file. What does not hold raises Load
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Container, Iterable, Sequence
+import re
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -23,8 +28,28 @@ INDEX = "model.safetensors.index.json"
 MLX_LM_ADAPTER = "adapters.safetensors"
 PEFT_ADAPTER = "adapter_model.safetensors"
 
-
 _HALVES = frozenset({"F16", "BF16"})
+
+#: A tensor of an adapter as mlx-lm names it (`PATH.lora_a`, `.m`) or PEFT (`base_model.model.PATH.lora_A.weight`).
+_NAME = re.compile(
+    r"(?:base_model\.model\.)?(?P<path>.+)\."
+    r"(?:lora_(?:embedding_)?(?P<side>[ABab])|m|lora_magnitude_vector)(?:\.default)?(?:\.weight)?",
+    re.DOTALL,
+)
+
+_WRAPPING = re.compile(r"\A(?:(?:model|language_model)\.)+")
+
+#: Names longer than this are not remembered: a file may make them as long as it likes.
+_LONG = 256
+
+#: What mlx-lm's stacks of experts are called where they are not `experts`, and Mixtral's names of their layers.
+_STACK = "switch_mlp"
+_PROJECTIONS = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
+
+#: Keys of a model's config for the number of its experts, the most that is believed, and bytes of a config.
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+_MOST_EXPERTS = 10_000
+_MAX_CONFIG = 4 * 2**20
 
 
 class _Tensor(msgspec.Struct, gc=False):
@@ -41,44 +66,138 @@ _decode_header = msgspec.json.Decoder(dict[str, _Tensor | None]).decode
 _decode_index = msgspec.json.Decoder(_Index).decode
 
 
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a model is expected to take, in bytes. `bank` is as large as its adapters can make it."""
+
+    weights: int
+    bank: int
+    headroom: float
+
+    @property
+    def total(self) -> int:
+        return round((self.weights + self.bank) * (1 + self.headroom))
+
+
+@dataclass(frozen=True, slots=True)
+class Sides:
+    """What one adapter brings to each side of each layer, in bytes of float32; named alike for both formats.
+
+    `whole` is what it has of layers as the base has them. `experts` is what it has expert by expert, while the bank has
+    stacks of all of the base's: the largest expert's bytes, and the highest expert's number.
+    """
+
+    whole: dict[str, int]
+    experts: dict[str, tuple[int, int]]
+
+
 def weights_bytes(folder: Path) -> int:
     """Bytes of the tensors of the model in `folder`."""
     return sum(map(tensor_bytes, shards(folder)))
 
 
-def adapter_bytes(folder: Path) -> int:
-    """Bytes of the adapter in `folder` once it is in memory, in float32: the larger, where both formats are there."""
+def adapter_sides(folder: Path) -> Sides:
+    """What the adapter in `folder` would have a bank hold: the larger of each, where both formats are there.
+
+    Tensors that are no LoRA's count for nothing: an adapter that has them is refused.
+    """
     files = [folder / name for name in (MLX_LM_ADAPTER, PEFT_ADAPTER) if (folder / name).is_file()]
     if not files:
         missing = f"there is no {MLX_LM_ADAPTER} and no {PEFT_ADAPTER}"
         raise LoadFailed(missing if folder.is_dir() else "its folder does not exist")
-    return max(tensor_bytes(file, widened=True) for file in files)
+    sides = Sides({}, {})
+    for file in files:
+        for name, tensor in _tensors(file).items():
+            found = _side(name) if len(name) > _LONG else _known_side(name)
+            if found is None:
+                continue
+            key, expert = found
+            # Not by the shape, which may be any: a type that is neither half nor float32 is refused.
+            size = _length(tensor) * (2 if tensor.dtype in _HALVES else 1)
+            if expert is None:
+                sides.whole[key] = max(size, sides.whole.get(key, 0))
+            else:
+                largest, highest = sides.experts.get(key, (0, 0))
+                sides.experts[key] = max(size, largest), max(expert, highest)
+    return sides
 
 
-def estimate(folder: Path, adapters: Sequence[Path], max_adapters: int, headroom: float) -> int:
-    """What a model will take once loaded: its weights, its bank full of adapters, and headroom.
+def _side(name: str) -> tuple[str, int | None] | None:
+    """A tensor's layer and side, and of which expert it is, if of one. None for what is no LoRA's."""
+    match = _NAME.fullmatch(name)
+    if match is None:
+        return None
+    # mlx-lm and Hugging Face wrap the language model differently.
+    parts = _WRAPPING.sub("", match["path"]).split(".")
+    expert = None
+    if len(parts) > 2 and parts[-3] == "experts" and re.fullmatch("[0-9]{1,4}", parts[-2]):
+        expert = int(parts.pop(-2))
+        parts[-1] = _PROJECTIONS.get(parts[-1], parts[-1])
+    elif len(parts) > 1 and parts[-2] == _STACK:
+        parts[-2] = "experts"
+    return ".".join((*parts, (match["side"] or "m").lower())), expert
+
+
+# The adapters of one base share their names.
+_known_side = lru_cache(2**14)(_side)
+
+
+def estimate(folder: Path, adapters: Iterable[Path], max_adapters: int, headroom: float) -> Estimate:
+    """What the model in `folder` will take.
 
     An adapter that cannot be read takes nothing: it will never be loaded, and it must not keep its base from loading.
     """
-    sizes = []
+    weights, sides = weights_bytes(folder), []
     for adapter in adapters:
         try:
-            sizes.append(adapter_bytes(adapter))
+            sides.append(adapter_sides(adapter))
         except LoadFailed:
             continue
-    return total(weights_bytes(folder), sizes, max_adapters, headroom)
+    return Estimate(weights, bank_bytes(sides, max_adapters, expert_count(folder)), headroom)
 
 
-def total(weights: int, adapters: Iterable[int], max_adapters: int, headroom: float) -> int:
-    """The sum behind `estimate`, from sizes that are known already."""
-    return round((weights + bank_bytes(adapters, max_adapters)) * (1 + headroom))
+def bank_bytes(adapters: Collection[Sides], max_adapters: int, experts: int | None) -> int:
+    """What a bank takes that holds as many of these adapters as it can, over a base with so many experts.
+
+    All of its slots have every layer that any adapter changes, at the largest rank that one of them has there. Where
+    the number of experts is not known, it is one more than the highest that an adapter names.
+    """
+    if experts is None:
+        highest = (highest for adapter in adapters for _, highest in adapter.experts.values())
+        experts = max(highest, default=0) + 1
+    largest: dict[str, int] = {}
+    for adapter in adapters:
+        for key, size in adapter.whole.items():
+            if size > largest.get(key, 0):
+                largest[key] = size
+        for key, (size, number) in adapter.experts.items():
+            # One for an expert that the base does not have is refused.
+            if number < experts:
+                largest[key] = max(largest.get(key, 0), size * experts)
+    return _slots(len(adapters), max_adapters) * sum(largest.values())
 
 
-def bank_bytes(adapters: Iterable[int], max_adapters: int) -> int:
-    """What a bank takes that holds as many of these adapters as it can: all slots are as large as the largest adapter
-    needs, and there is one more, for sequences without."""
-    sizes = list(adapters)
-    return (min(len(sizes), max_adapters) + 1) * max(sizes) if sizes else 0
+def _slots(adapters: int, most: int) -> int:
+    """How many slots a bank has made once it holds as many of these adapters as it can: see engine/lora.py."""
+    held = min(adapters, most)
+    slots = 1 if held else 0
+    while 0 < slots <= held:
+        # One slot is for sequences without.
+        slots = min(2 * slots, most + 1)
+    return slots
+
+
+def expert_count(folder: Path) -> int | None:
+    """How many experts each layer of the model in `folder` has, None where its config does not say."""
+    try:
+        with (folder / "config.json").open("rb") as stream:
+            config: Any = json.loads(stream.read(_MAX_CONFIG))
+    except (OSError, ValueError, RecursionError):
+        return None
+    # That of a model that also sees or hears keeps what is about its language model apart.
+    parts = [config, config.get("text_config")] if isinstance(config, dict) else []
+    counts = [part.get(key) for part in parts if isinstance(part, dict) for key in _EXPERTS]
+    return next((count for count in counts if type(count) is int and 0 < count <= _MOST_EXPERTS), None)
 
 
 def shards(folder: Path) -> list[Path]:
@@ -111,8 +230,18 @@ def _indexed(index: Path) -> set[str]:
     return names
 
 
-def tensor_bytes(file: Path, *, widened: bool = False) -> int:
-    """Bytes of the tensors in a safetensors file, or, `widened`, of all of them in float32. Raises LoadFailed."""
+def tensor_bytes(file: Path) -> int:
+    """Bytes of the tensors in a safetensors file. Raises LoadFailed."""
+    return sum(map(_length, _tensors(file).values()))
+
+
+def _length(tensor: _Tensor) -> int:
+    assert tensor.data_offsets is not None  # `_checked` has seen to that
+    return tensor.data_offsets[1] - tensor.data_offsets[0]
+
+
+def _tensors(file: Path) -> dict[str, _Tensor]:
+    """The tensors of a safetensors file by name. Raises LoadFailed."""
     try:
         with file.open("rb") as stream:
             size = os.fstat(stream.fileno()).st_size
@@ -124,18 +253,19 @@ def tensor_bytes(file: Path, *, widened: bool = False) -> int:
             header = stream.read(length)
     except OSError as error:
         raise LoadFailed(f"{file.name} cannot be read: {error.strerror}") from error
-    return _sum(header, size - 8 - length, file.name, _HALVES if widened else frozenset())
+    return _checked(header, size - 8 - length, file.name)
 
 
-def _sum(header: bytes, payload: int, name: str, doubled: Container[str]) -> int:
-    """The tensors that `header` lists, checked against the `payload` bytes that follow it; some types count twice."""
+def _checked(header: bytes, payload: int, name: str) -> dict[str, _Tensor]:
+    """The tensors that `header` lists, each within the `payload` bytes that follow it. Raises LoadFailed."""
     try:
-        tensors = _decode_header(header)
+        listed = _decode_header(header)
     except (ValueError, RecursionError) as error:
         raise LoadFailed(f"{name} has a header that cannot be read") from error
-    tensors.pop("__metadata__", None)
-    taken = extra = 0
-    for tensor in tensors.values():
+    listed.pop("__metadata__", None)
+    tensors: dict[str, _Tensor] = {}
+    taken = 0
+    for key, tensor in listed.items():
         if tensor is None or tensor.data_offsets is None:
             raise LoadFailed(f"{name} has a tensor without data_offsets")
         begin, end = tensor.data_offsets
@@ -144,7 +274,7 @@ def _sum(header: bytes, payload: int, name: str, doubled: Container[str]) -> int
         if end > payload:
             raise LoadFailed(f"{name} is cut short: it has {payload} bytes of tensors and a tensor that ends at {end}")
         taken += end - begin
-        extra += end - begin if tensor.dtype in doubled else 0
+        tensors[key] = tensor
     if taken > payload:
         raise LoadFailed(f"{name} has tensors that overlap")
-    return taken + extra
+    return tensors

@@ -31,11 +31,12 @@ class Leave:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The worker of `serial` is ready and takes `measured` bytes."""
+    """The worker of `serial` is ready and takes `measured` bytes; for adapters it may come to take `growth` more."""
 
     at: float
     serial: int
     measured: int
+    growth: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +51,12 @@ class LoadFailed:
 
 @dataclass(frozen=True, slots=True)
 class Reported:
-    """A ready worker takes `measured` bytes now."""
+    """A ready worker takes `measured` bytes now, and may come to take `growth` more."""
 
     at: float
     serial: int
     measured: int
+    growth: int = 0
 
 
 @dataclass(frozen=True, slots=True)

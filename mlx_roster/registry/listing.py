@@ -9,6 +9,7 @@ from dataclasses import dataclass
 class Listing:
     """A catalog entry and its Resident, if it has one. Bytes are None where they are not known yet.
 
+    `measured` is what is taken now, without what adapters may come to add.
     An adapter has its base as `parent` and shows its base's state: the two are resident together or not at all.
     """
 

@@ -19,12 +19,13 @@ import msgspec
 
 from mlx_roster.config import Defaults, Roster, format_bytes
 from mlx_roster.core import AdapterSource, Generation, Located, Measured, ModelSource, Ref
-from mlx_roster.errors import Draining, LoadFailed, LoadOutOfMemory, ModelNotFound, RosterError, WorkerCrashed
+from mlx_roster.errors import Draining, LoadFailed, LoadOutOfMemory, RosterError, WorkerCrashed
 from mlx_roster.registry import events
 from mlx_roster.registry.catalog import Catalog
 from mlx_roster.registry.listing import Listing
 from mlx_roster.registry.ports import Sources, Stream, Worker, Workers
-from mlx_roster.registry.state import Residency, State
+from mlx_roster.registry.resident import State
+from mlx_roster.registry.state import Residency
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ class Holding:
         self.progress = (done, total)
 
     def on_report(self, measured: Measured) -> None:
-        self._feed(events.Reported(_now(), self.serial, measured.active))
+        self._feed(events.Reported(_now(), self.serial, measured.active, measured.growth))
 
     def on_death(self) -> None:
         logger.error("the worker of %s died", self.model)
@@ -155,11 +156,8 @@ class Registry:
         return [self._listed(ref) for ref in self.catalog]
 
     def find(self, name: str) -> Listing:
-        """One of them, by id or alias. Raises ModelNotFound."""
-        try:
-            return self._listed(self.catalog.resolve(name))
-        except RosterError as error:
-            raise ModelNotFound(error.message, param="model") from error
+        """One of them, by id or alias. Raises ModelNotFound or AdapterNotFound."""
+        return self._listed(self.catalog.resolve(name))
 
     def status(self) -> dict[str, int]:
         """How many Residents are in which state."""
@@ -238,16 +236,17 @@ class Registry:
                 self._job(self._unload(self._holdings[serial]))
 
     def _source(self, model: str) -> ModelSource:
-        entry = self.catalog.entries[model]
+        entry, located = self.catalog.entries[model], self._located[model]
         return ModelSource(
             name=model,
-            path=self._located[model].path,
+            path=located.path,
             memory=self._state.budget,
             max_concurrency=entry.max_concurrency,
             max_context=entry.max_context,
             max_adapters=entry.max_adapters,
             prompt_cache_entries=entry.prompt_cache.entries,
             prompt_cache_bytes=entry.prompt_cache.budget,
+            bank=located.bank,
         )
 
     def _job(self, coroutine: Coroutine[None, None, None]) -> asyncio.Task[None]:
@@ -269,9 +268,9 @@ class Registry:
             self._load_failed(serial, source.name, LoadFailed(f"{source.name} could not be loaded"))
         else:
             holding.worker, holding.loaded = worker, _now()
-            took = holding.loaded - holding.started
-            logger.info("loaded %s in %.1f s, %s", source.name, took, format_bytes(worker.measured.active))
-            self._feed(events.Loaded(holding.loaded, serial, worker.measured.active))
+            took, measured = holding.loaded - holding.started, worker.measured
+            logger.info("loaded %s in %.1f s, %s", source.name, took, format_bytes(measured.active))
+            self._feed(events.Loaded(holding.loaded, serial, measured.active, measured.growth))
 
     def _load_ended(self, holding: Holding, load: asyncio.Task[None]) -> None:
         """Not part of the job: one that is cancelled before its first step never runs."""

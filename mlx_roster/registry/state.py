@@ -7,13 +7,13 @@ Bytes are counted twice, because a departing Resident holds its memory until its
 
 * *committed*: what the Residents that stay will take. A load is admitted only if this stays within the budget.
 * *held*: what is taken right now, departures included. An admitted load starts only once this stays within the budget.
+
+In both, room that a Resident's adapters may still need is taken: they are let in without asking here.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass, field
-from enum import Enum
+from dataclasses import dataclass
 
 from mlx_roster.config import format_bytes
 from mlx_roster.errors import ModelTooLarge, RosterError
@@ -34,66 +34,7 @@ from mlx_roster.registry.events import (
     Unloaded,
 )
 from mlx_roster.registry.eviction import Candidate, victims
-
-
-class State(Enum):
-    LOADING = "loading"  # admitted: its bytes are reserved; `started` says whether a worker is at it
-    READY = "ready"  # takes leases
-    UNLOADING = "unloading"  # takes none, is never revived; its memory is still held
-    GONE = "gone"  # a terminal state: the object is no longer in the table
-
-
-_MOVES = {
-    State.LOADING: {State.READY, State.UNLOADING, State.GONE},
-    State.READY: {State.UNLOADING, State.GONE},
-    State.UNLOADING: {State.GONE},
-    State.GONE: set(),
-}
-
-
-class InvalidTransition(Exception):
-    """A move that the table forbids: a bug. Carries the Resident's last events."""
-
-    def __init__(self, resident: Resident, to: State) -> None:
-        super().__init__(f"{resident} cannot become {to.name}; its story: {list(resident.story)}")
-
-
-@dataclass(slots=True)
-class Resident:
-    """A model that has bytes in the budget."""
-
-    model: str
-    serial: int
-    estimated: int
-    state: State = State.LOADING
-    started: bool = False
-    retried: bool = False  # the one retry after running out of memory is used up
-    measured: int | None = None
-    leases: set[int] = field(default_factory=set)
-    idle_since: float = 0.0
-    story: deque[tuple[float, str]] = field(default_factory=lambda: deque(maxlen=16))
-
-    @property
-    def size(self) -> int:
-        """Bytes: the measurement once there is one, until then the estimate."""
-        return self.estimated if self.measured is None else self.measured
-
-    @property
-    def idle(self) -> bool:
-        """May be evicted: ready, and nobody uses it."""
-        return self.state is State.READY and not self.leases
-
-    def move(self, to: State, at: float, why: str) -> None:
-        """The only way a state changes. Raises InvalidTransition."""
-        if to not in _MOVES[self.state]:
-            raise InvalidTransition(self, to)
-        self.state = to
-        self.story.append((at, f"{to.name}: {why}"))
-
-    def __repr__(self) -> str:
-        uses = f" {len(self.leases)} leases" if self.leases else ""
-        pending = "" if self.started or self.state is not State.LOADING else " (waits for room)"
-        return f"{self.model} {self.state.name}{pending}{uses}"
+from mlx_roster.registry.resident import Resident, State
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +53,7 @@ class Residency:
     def __init__(self, budget: int) -> None:
         self.budget = budget
         # All mutable state: the Residents by serial, the queue in order of arrival, who holds which lease,
-        # and what each model measured when it was last loaded.
+        # and what each model took, growth included, when it was last loaded.
         self.residents: dict[int, Resident] = {}
         self.queue: dict[int, Waiter] = {}
         self._holders: dict[int, Resident] = {}
@@ -215,7 +156,8 @@ class Residency:
             return []  # it was cancelled at the same moment; Unloaded follows
         resident.move(State.READY, event.at, f"{format_bytes(event.measured)} measured")
         resident.idle_since = event.at
-        resident.measured = self._sizes[resident.model] = event.measured
+        resident.measured, resident.growth = event.measured, event.growth
+        self._sizes[resident.model] = resident.size
         # Its waiters get their leases here, before anything can find it idle.
         grants = [self._grant(ticket, resident) for ticket in self._tickets(resident.model)]
         return [*grants, *self._advance(event.at)]
@@ -238,7 +180,7 @@ class Residency:
         resident = self.residents.get(event.serial)
         if resident is None or resident.state is not State.READY:
             return []
-        resident.measured = event.measured
+        resident.measured, resident.growth = event.measured, event.growth
         return self._advance(event.at)
 
     def _gone(self, serial: int, at: float, why: str) -> list[Action]:

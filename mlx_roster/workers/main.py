@@ -1,7 +1,7 @@
 """The worker process: `python -m mlx_roster.workers.main FD`, started by `workers/process.py` and by nothing else.
 
 The main thread owns mlx: it loads the model and then runs the engine. Another reads commands and hands them on; end of
-file on the socket ends the process. (The engine has one more of its own, for templates, tokenizers and adapter files.)
+file on the socket ends the process. (The engine has two of its own: for templates and tokenizers, and for adapters.)
 """
 
 from __future__ import annotations

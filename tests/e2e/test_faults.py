@@ -111,7 +111,7 @@ def test_next_request_after_a_crash_reloads(server: Server, client: httpx.Client
 
 def test_busy_model_is_never_evicted_and_its_stream_is_byte_identical(tmp_path: Path) -> None:
     source = babbler(tmp_path / "busy")
-    roster = demo_roster(tmp_path, budget="3500KiB", models=[f"  busy: {{source: {source}}}"])
+    roster = demo_roster(tmp_path, budget="4000KiB", models=[f"  busy: {{source: {source}}}"])
     with serving("serve", str(roster)) as server, httpx.Client(base_url=server.url, timeout=PATIENCE) as client:
         undisturbed = whole(client, "busy", 1500)
         with client.stream("POST", "/chat/completions", json=body("busy", tokens=1500)) as response:

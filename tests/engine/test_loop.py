@@ -104,10 +104,21 @@ class Blocked(Adapters):
         self.reached = threading.Event()
         self.let_on = threading.Event()
 
-    def identity(self, source: AdapterSource) -> str:
+    def known(self, source: AdapterSource) -> str | None:
         self.reached.set()
         assert self.let_on.wait(30)
-        return super().identity(source)
+        return super().known(source)
+
+
+def test_request_without_an_adapter_waits_for_no_file(model: Path, adapters: list[Path]) -> None:
+    where = tiny.source(model)
+    reader = Blocked()
+    with Driven(load(where, lambda done, total: None), where, reader) as engine:
+        slow = engine.ask(tiny.request(PROMPT, 5, over=adapters[0]))
+        assert reader.reached.wait(30)
+        assert engine.answer(tiny.request(PROMPT, 5))
+        reader.let_on.set()
+        engine.until_ended(slow)
 
 
 def test_cancel_overtakes_a_request_that_is_being_prepared(model: Path, adapters: list[Path]) -> None:
@@ -206,7 +217,7 @@ def test_no_request_can_end_the_engine(engine: Driven, hostile: Generation) -> N
 
 
 class Broken(Adapters):
-    def identity(self, source: AdapterSource) -> str:
+    def known(self, source: AdapterSource) -> str | None:
         raise ZeroDivisionError(source.path)
 
 
@@ -348,10 +359,13 @@ class Curious(Faulty):
 class Invented(Adapters):
     """An adapter for the layer that `Curious` looks into."""
 
-    def identity(self, source: AdapterSource) -> str:
+    reads = 0
+
+    def known(self, source: AdapterSource) -> str | None:
         return "invented"
 
     def read(self, source: AdapterSource, targets: Targets) -> AdapterWeights:
+        self.reads += 1
         path = "inner.model.layers.0.self_attn.q_proj"
         target = targets[path]
         pair = LoraPair(mx.ones((target.inputs, 2)), mx.ones((2, target.outputs)))
@@ -361,14 +375,16 @@ class Invented(Adapters):
 def test_adapter_that_the_model_cannot_run_with_is_refused_and_neighbours_go_on(model: Path) -> None:
     where = tiny.source(model)
     loaded = load(where, lambda done, total: None)
-    with Driven(replace(loaded, model=Curious(loaded.model)), where, Invented()) as engine:
+    reader = Invented()
+    with Driven(replace(loaded, model=Curious(loaded.model)), where, reader) as engine:
         alone = engine.answer(tiny.request(PROMPT, 30))
         neighbour = engine.ask(tiny.request(PROMPT, 30))
         for _ in range(3):
-            with pytest.raises(AdapterIncompatible, match="q_proj"):
+            with pytest.raises(AdapterIncompatible, match=r"(?s)adapter 'anywhere': .*q_proj"):
                 engine.answer(tiny.request(PROMPT, 5, over=Path("/anywhere")))
         engine.until_ended(neighbour)
         assert engine.said.text(neighbour) == alone
+    assert reader.reads == 1, "what the model cannot run with is not tried again"
 
 
 def test_adapters_are_refused_where_there_are_no_slots(model: Path, adapters: list[Path]) -> None:

@@ -274,8 +274,7 @@ def test_least_recently_used_slot_goes_first() -> None:
 
 def test_pinned_adapter_keeps_its_slot_while_idle() -> None:
     slots = Slots(2)
-    slots.lease("x")
-    slots.pin("mine", "x")
+    slots.lease("x", "mine")
     slots.release("x")
     for name in ("y", "z", "y"):
         assert slots.lease(name) == 2
@@ -286,35 +285,38 @@ def test_pinned_adapter_keeps_its_slot_while_idle() -> None:
 
 
 def test_pin_moves_on_to_the_new_contents_of_its_name() -> None:
-    slots = Slots(2)
-    for identity in ("old", "new"):
-        slots.lease(identity)
-        slots.pin("mine", identity)
+    slots = Slots(1)
+    for identity in ("old", "new", "old"):
+        assert slots.lease(identity, "mine") == 1
         slots.release(identity)
-    assert slots.lease("y") == 1
-    slots.release("y")
-    assert slots.lease("z") == 1
-    assert "new" in slots
+        assert slots.lease(identity, "mine") == 1
+        slots.release(identity)
 
 
 def test_identity_stays_pinned_while_any_name_pins_it() -> None:
-    slots = Slots(2)
-    slots.lease("x")
-    slots.pin("one", "x")
-    slots.pin("two", "x")
-    slots.release("x")
-    slots.lease("y")
-    slots.pin("one", "y")
-    slots.release("y")
+    slots = Slots(3)
+    for identity, name in (("x", "one"), ("x", "two"), ("y", "one"), ("busy", "three")):
+        slots.lease(identity, name)
+    for identity in ("x", "x", "y"):
+        slots.release(identity)
     assert slots.lease("z") is None
 
 
+def test_pins_give_way_where_nothing_would_ever_come_free() -> None:
+    slots = Slots(1)
+    slots.lease("x", "mine")
+    assert slots.lease("y") is None
+    slots.release("x")
+    assert slots.lease("y") == 1
+
+
 def test_sequence_of_a_pinned_adapter_pins_it() -> None:
-    it = scheduler(sequence(1, adapter("x", pin=True)), slots=1)
+    it = scheduler(sequence(1, adapter("x", pin=True)), sequence(2, adapter("y")))
     it.schedule()
     it.fold([(1, 5, "length")])
-    it.apply(sequence(2, adapter("y")))
-    assert ids(it.schedule().admit) == []
+    it.apply(sequence(3, adapter("z")))
+    plan = it.schedule()
+    assert (ids(plan.place), ids(plan.admit)) == ([], [])
 
 
 def test_without_slots_nothing_is_leased() -> None:

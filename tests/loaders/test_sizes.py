@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 import tracemalloc
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_roster.errors import LoadFailed
-from mlx_roster.loaders.sizes import adapter_bytes, estimate, shards, tensor_bytes, total, weights_bytes
+from mlx_roster.loaders.sizes import (
+    Estimate,
+    adapter_sides,
+    bank_bytes,
+    estimate,
+    expert_count,
+    shards,
+    tensor_bytes,
+    weights_bytes,
+)
 
 
 def write(file: Path, header: object, payload: int = 0, *, length: int | None = None) -> Path:
@@ -32,6 +42,29 @@ def tensors(*sizes: int) -> dict[str, Any]:
         header[f"layer.{index}"] = {"dtype": "U8", "shape": [size], "data_offsets": [begin, begin + size]}
         begin += size
     return header
+
+
+def sides(sizes: Mapping[str, int], dtype: str = "F32") -> dict[str, Any]:
+    """The header of a file with tensors of these names and bytes."""
+    header: dict[str, Any] = {"__metadata__": {"format": "mlx"}}
+    begin = 0
+    for name, size in sizes.items():
+        header[name] = {"dtype": dtype, "shape": [size // 4], "data_offsets": [begin, begin + size]}
+        begin += size
+    return header
+
+
+def mlxlm(folder: Path, sizes: Mapping[str, int], dtype: str = "F32") -> Path:
+    """An adapter's folder with the file that mlx-lm writes, its tensors of so many bytes."""
+    write(folder / "adapters.safetensors", sides(sizes, dtype), sum(sizes.values()))
+    return folder
+
+
+def peft(folder: Path, sizes: Mapping[str, int], dtype: str = "F32") -> Path:
+    """The same of PEFT; the names come without `base_model.model.`."""
+    full = {f"base_model.model.{name}": size for name, size in sizes.items()}
+    write(folder / "adapter_model.safetensors", sides(full, dtype), sum(sizes.values()))
+    return folder
 
 
 def model(folder: Path, files: Mapping[str, int], index: object = None) -> Path:
@@ -109,49 +142,173 @@ def test_an_enormous_index_is_not_read(tmp_path: Path) -> None:
 
 
 def test_an_adapter_without_its_checkpoints(tmp_path: Path) -> None:
-    write(tmp_path / "adapters.safetensors", tensors(7), 7)
-    write(tmp_path / "0000100_adapters.safetensors", tensors(7), 7)
-    assert adapter_bytes(tmp_path) == 7
+    mlxlm(tmp_path, {"model.layers.0.mlp.up_proj.lora_a": 8})
+    write(tmp_path / "0000100_adapters.safetensors", sides({"model.layers.0.mlp.up_proj.lora_b": 8}), 8)
+    assert adapter_sides(tmp_path).whole == {"layers.0.mlp.up_proj.a": 8}
 
 
-def test_an_adapter_of_peft(tmp_path: Path) -> None:
-    write(tmp_path / "adapter_model.safetensors", tensors(9), 9)
-    assert adapter_bytes(tmp_path) == 9
-    write(tmp_path / "adapters.safetensors", tensors(7), 7)
-    assert adapter_bytes(tmp_path) == 9
+def test_both_formats_name_a_layer_alike(tmp_path: Path) -> None:
+    ours = mlxlm(
+        tmp_path / "ours",
+        {
+            "language_model.model.layers.0.mlp.up_proj.lora_a": 4,
+            "language_model.model.layers.0.mlp.up_proj.lora_b": 8,
+            "language_model.model.layers.0.mlp.up_proj.m": 12,
+            "model.embed_tokens.lora_a": 16,
+            "model.embed_tokens.lora_b": 20,
+            "lm_head.lora_a": 24,
+        },
+    )
+    theirs = peft(
+        tmp_path / "theirs",
+        {
+            "model.layers.0.mlp.up_proj.lora_A.weight": 4,
+            "model.layers.0.mlp.up_proj.lora_B.default.weight": 8,
+            "model.layers.0.mlp.up_proj.lora_magnitude_vector": 12,
+            "model.embed_tokens.lora_embedding_A": 16,
+            "model.embed_tokens.lora_embedding_B.default": 20,
+            "lm_head.lora_A.weight": 24,
+        },
+    )
+    assert adapter_sides(ours) == adapter_sides(theirs)
+    assert sorted(adapter_sides(ours).whole.values()) == [4, 8, 12, 16, 20, 24]
+    dora = peft(tmp_path / "dora", {"model.layers.0.mlp.up_proj.lora_magnitude_vector.default.weight": 12})
+    assert adapter_sides(dora).whole == {"layers.0.mlp.up_proj.m": 12}
+
+
+def test_of_both_formats_in_one_folder_the_larger_counts(tmp_path: Path) -> None:
+    peft(tmp_path, {"q.lora_A.weight": 4, "q.lora_B.weight": 12})
+    mlxlm(tmp_path, {"q.lora_a": 8, "q.lora_b": 8})
+    assert adapter_sides(tmp_path).whole == {"q.a": 8, "q.b": 12}
 
 
 def test_no_adapter(tmp_path: Path) -> None:
     with pytest.raises(LoadFailed, match=r"^there is no adapters\.safetensors and no adapter_model\.safetensors$"):
-        adapter_bytes(tmp_path)
+        adapter_sides(tmp_path)
     with pytest.raises(LoadFailed, match=r"^its folder does not exist$"):
-        adapter_bytes(tmp_path / "missing")
+        adapter_sides(tmp_path / "missing")
 
 
-def test_a_bank_has_slots_as_large_as_the_largest_adapter_and_one_for_none(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("most", "count", "slots"),
+    [
+        (8, 0, 0),
+        (8, 1, 2),
+        (8, 2, 4),
+        (8, 3, 4),
+        (8, 4, 8),
+        (8, 8, 9),
+        (8, 99, 9),
+        (2, 9, 3),
+        (1, 9, 2),
+        (0, 9, 0),
+        (5, 4, 6),
+    ],
+)
+def test_slots_double_up_to_the_limit_and_one_is_for_none(most: int, count: int, slots: int, tmp_path: Path) -> None:
+    adapter = adapter_sides(mlxlm(tmp_path, {"q.lora_a": 8}))
+    assert bank_bytes([adapter] * count, most, None) == slots * 8
+
+
+def test_a_slot_has_every_layer_at_its_largest_rank(tmp_path: Path) -> None:
     folder = model(tmp_path / "model", {"model.safetensors": 1000})
-    adapters = [tmp_path / str(size) for size in (10, 300, 200)]
-    for adapter in adapters:
-        write(adapter / "adapters.safetensors", tensors(int(adapter.name)), int(adapter.name))
-    assert estimate(folder, adapters, 2, 0.1) == (1000 + 3 * 300) * 1.1
-    assert estimate(folder, adapters, 8, 0.0) == 1000 + 4 * 300
-    assert estimate(folder, [], 8, 0.1) == 1100
+    adapters = [
+        mlxlm(tmp_path / "a", {"q.lora_a": 8, "q.lora_b": 16}),
+        mlxlm(tmp_path / "b", {"q.lora_a": 12, "q.lora_b": 24}),
+        peft(tmp_path / "c", {"v.lora_A.weight": 100, "v.lora_B.weight": 200}),
+    ]
+    assert estimate(folder, adapters, 8, 0.1) == Estimate(1000, 4 * (12 + 24 + 100 + 200), 0.1)
+    # The two that are there may be any of them.
+    assert estimate(folder, adapters, 2, 0.0).total == 1000 + 3 * 336
+    assert estimate(folder, [], 8, 0.1).total == 1100
 
 
-def test_an_adapter_in_half_precision_takes_twice_its_file(tmp_path: Path) -> None:
-    header = {
-        "a": {"dtype": "BF16", "shape": [4], "data_offsets": [0, 8]},
-        "b": {"dtype": "F32", "shape": [1], "data_offsets": [8, 12]},
-        "c": {"dtype": "F16", "shape": [2], "data_offsets": [12, 16]},
-    }
-    write(tmp_path / "adapters.safetensors", header, 16)
-    assert adapter_bytes(tmp_path) == 2 * 8 + 4 + 2 * 4
+@pytest.mark.parametrize("dtype", ["F16", "BF16"])
+def test_an_adapter_in_half_precision_takes_twice_its_file(dtype: str, tmp_path: Path) -> None:
+    assert adapter_sides(mlxlm(tmp_path, {"q.lora_a": 8}, dtype)).whole == {"q.a": 16}
+    assert adapter_sides(mlxlm(tmp_path, {"q.lora_a": 8})).whole == {"q.a": 8}
+
+
+def test_an_expert_takes_the_room_of_all(tmp_path: Path) -> None:
+    block = "model.layers.0.block_sparse_moe"
+    adapters = [
+        peft(tmp_path / "one", {f"{block}.experts.1.w3.lora_A.weight": 8}),
+        peft(tmp_path / "two", {f"{block}.experts.{expert}.w3.lora_A.weight": 4 * expert for expert in (1, 3)}),
+        mlxlm(
+            tmp_path / "stacked", {f"{block}.switch_mlp.up_proj.lora_a": 64, f"{block}.switch_mlp.up_proj.lora_b": 8}
+        ),
+    ]
+    sides = [adapter_sides(adapter) for adapter in adapters]
+    assert bank_bytes(sides[:1], 8, 64) == 2 * 64 * 8
+    assert bank_bytes(sides[:2], 8, 64) == 4 * 64 * 12
+    # One for an expert that is not there is refused.
+    assert bank_bytes(sides[:2], 8, 3) == 4 * 3 * 8
+    assert bank_bytes(sides, 8, 4) == 4 * (64 + 8)
+    assert bank_bytes(sides, 8, 8) == 4 * (8 * 12 + 8)
+    # Not told, there are as many as one has named.
+    assert bank_bytes(sides[1:2], 8, None) == 2 * 4 * 12
+    assert bank_bytes(sides[:1], 8, None) == 2 * 2 * 8
+
+
+@pytest.mark.parametrize("name", ["model.layers.0.mlp.experts.12345.w1", "model.layers.0.mlp.experts.٣.w1"])
+def test_an_experts_number_is_not_believed_whatever_it_is(name: str, tmp_path: Path) -> None:
+    adapter = adapter_sides(peft(tmp_path, {f"{name}.lora_A.weight": 8}))
+    assert bank_bytes([adapter], 8, None) == 2 * 8
+
+
+@pytest.mark.parametrize(
+    ("config", "count"),
+    [
+        ({"num_local_experts": 8}, 8),
+        ({"num_experts": 64, "num_experts_per_tok": 4}, 64),
+        ({"n_routed_experts": 256}, 256),
+        ({"text_config": {"num_experts": 128}}, 128),
+        ({"num_experts": None, "n_routed_experts": 4, "limit": float("inf")}, 4),
+        ({}, None),
+        ([], None),
+        ({"text_config": 3}, None),
+        *[({"num_experts": count}, None) for count in (0, -1, 10**30, True, 1.5, "8", [8])],
+        (b"{", None),
+        (b"[" * 10**6, None),
+    ],
+)
+def test_experts_are_counted_by_the_config(config: object, count: int | None, tmp_path: Path) -> None:
+    content = config if isinstance(config, bytes) else json.dumps(config).encode()
+    (tmp_path / "config.json").write_bytes(content)
+    assert expert_count(tmp_path) == count
+
+
+def test_without_a_config_experts_are_not_counted(tmp_path: Path) -> None:
+    assert expert_count(tmp_path) is None
+
+
+@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "q.lora_c", "lora_a", "q.lora_B.bias", "", "." * 9999])
+def test_what_is_no_lora_counts_for_nothing(name: str, tmp_path: Path) -> None:
+    assert adapter_sides(mlxlm(tmp_path, {name: 8, "q.lora_a": 4})).whole == {"q.a": 4}
+
+
+def test_a_name_may_be_of_any_length(tmp_path: Path) -> None:
+    name = ".".join(["model"] * 10**6)
+    assert adapter_sides(mlxlm(tmp_path, {f"{name}.lora_a": 8})).whole == {"model.a": 8}
 
 
 def test_an_adapter_that_cannot_be_read_does_not_fail_its_base(tmp_path: Path) -> None:
     folder = model(tmp_path / "model", {"model.safetensors": 1000})
     write(tmp_path / "broken" / "adapters.safetensors", b"{")
-    assert estimate(folder, [tmp_path / "broken", tmp_path / "missing"], 8, 0.0) == 1000
+    assert estimate(folder, [tmp_path / "broken", tmp_path / "missing"], 8, 0.0).total == 1000
+
+
+def test_a_thousand_adapters_are_estimated_at_once(tmp_path: Path) -> None:
+    folder = model(tmp_path / "model", {"model.safetensors": 1000})
+    paths = [f"model.layers.{layer}.self_attn.{name}" for layer in range(32) for name in ("q_proj", "v_proj")]
+    adapters = [
+        mlxlm(tmp_path / str(number), {f"{path}.lora_{side}": 4 * (1 + number % 7) for path in paths for side in "ab"})
+        for number in range(1000)
+    ]
+    begin = time.process_time()
+    found = estimate(folder, adapters, 8, 0.0)
+    assert time.process_time() - begin < 1
+    assert found.bank == 9 * 128 * 28
 
 
 @pytest.mark.parametrize(
@@ -232,4 +389,4 @@ def test_any_bytes_are_a_size_or_a_failed_load(content: bytes, length: int | Non
 
 
 def test_headroom_is_added_to_all_of_it() -> None:
-    assert total(100, [10, 20], 1, 0.1) == 154
+    assert Estimate(weights=100, bank=40, headroom=0.1).total == 154

@@ -53,15 +53,15 @@ class Driver:
     def leave(self, ticket: int) -> list[str]:
         return self.feed(Leave(next(self._clock), ticket))
 
-    def loaded(self, model: str, measured: int = 1) -> list[str]:
-        return self.feed(Loaded(next(self._clock), self.serials[model], measured))
+    def loaded(self, model: str, measured: int = 1, growth: int = 0) -> list[str]:
+        return self.feed(Loaded(next(self._clock), self.serials[model], measured, growth))
 
     def failed(self, model: str, *, out_of_memory: bool = False) -> list[str]:
         error = LoadFailedError(f"{model} is broken")
         return self.feed(LoadFailed(next(self._clock), self.serials[model], error, out_of_memory))
 
-    def reported(self, model: str, measured: int) -> list[str]:
-        return self.feed(Reported(next(self._clock), self.serials[model], measured))
+    def reported(self, model: str, measured: int, growth: int = 0) -> list[str]:
+        return self.feed(Reported(next(self._clock), self.serials[model], measured, growth))
 
     def died(self, model: str) -> list[str]:
         return self.feed(Died(next(self._clock), self.serials[model]))

@@ -64,7 +64,8 @@ class Life:
                 self.note(self.driver.failed(model, out_of_memory=self.random.random() < 0.5))
             else:
                 self.ready.add(model)
-                self.note(self.driver.loaded(model, self.random.choice([1, SIZES[model], SIZES[model] + 1])))
+                measured = self.random.choice([1, SIZES[model], SIZES[model] + 1])
+                self.note(self.driver.loaded(model, measured, self.random.randint(0, 3)))
 
     def unload(self) -> None:
         if self.leaving:
@@ -82,7 +83,8 @@ class Life:
     def report(self) -> None:
         if self.ready:
             model = self.random.choice(sorted(self.ready))
-            self.note(self.driver.reported(model, self.random.randint(1, SIZES[model] + 3)))
+            measured, growth = self.random.randint(1, SIZES[model] + 3), self.random.randint(0, 3)
+            self.note(self.driver.reported(model, measured, growth))
 
 
 @pytest.mark.parametrize("block", range(10))

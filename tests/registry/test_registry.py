@@ -33,10 +33,14 @@ def roster() -> Roster:
 
 @asynccontextmanager
 async def registry(
-    workers: FakeWorkers, *, budget: int = 10, sizes: dict[str, int] | None = None
+    workers: FakeWorkers,
+    *,
+    budget: int = 10,
+    sizes: dict[str, int] | None = None,
+    banks: dict[str, int] | None = None,
 ) -> AsyncIterator[Registry]:
     """A registry that is checked when the test is done with it."""
-    async with Registry(roster(), workers, FakeSources(sizes), budget) as registry:
+    async with Registry(roster(), workers, FakeSources(sizes, banks), budget) as registry:
         yield registry
         registry.validate()
     assert not workers.wrongs, workers.wrongs
@@ -48,6 +52,11 @@ def run(test: Coroutine[Any, Any, None]) -> None:
 
 async def say(lease: Lease) -> str:
     return "".join([delta.text async for delta in lease.submit(HELLO)])
+
+
+async def say_once(registry: Registry, ref: Ref) -> str:
+    async with registry.lease(ref) as lease:
+        return await say(lease)
 
 
 async def settled() -> None:
@@ -116,6 +125,42 @@ def test_models_that_do_not_fit_together_take_turns() -> None:
             loads = [line for line in workers.history if line.startswith(("load", "stop"))]
             swap, back = ["stop atlas", "load scribe"], ["stop scribe", "load atlas"]
             assert loads == ["load atlas", *swap, *back, *swap, *back, *swap]
+
+    run(test())
+
+
+def test_models_that_fit_together_only_without_their_adapters_take_turns() -> None:
+    async def test() -> None:
+        workers = FakeWorkers(sizes={"atlas": 4, "scribe": 4})
+        async with registry(workers, sizes={"atlas": 7, "scribe": 4}, banks={"atlas": 3}) as r:
+            async with r.lease(PIRATE):
+                assert workers.workers["atlas"].source.bank == 3
+                assert (r.find("atlas").estimated, r.find("atlas").measured) == (7, 4)
+                other = asyncio.create_task(say_once(r, SCRIBE))
+                await settled()
+                assert r.find("scribe").queued == 1
+                workers.workers["atlas"].report(7, bank=3)
+                await settled()
+                assert (r.find("atlas").measured, r.find("scribe").queued) == (7, 1)
+            assert await other == "Hello there!"
+            assert workers.history[1:3] == ["stop atlas", "load scribe"]
+            # What it took is remembered: no more than that is left for it now.
+            async with r.lease(ATLAS):
+                assert workers.history[-2:] == ["stop scribe", "load atlas"]
+
+    run(test())
+
+
+def test_a_bank_that_is_full_takes_no_more_room() -> None:
+    async def test() -> None:
+        workers = FakeWorkers(sizes={"atlas": 4, "scribe": 3})
+        async with registry(workers, sizes={"atlas": 8, "scribe": 3}, banks={"atlas": 4}) as r, r.lease(PIRATE):
+            other = asyncio.create_task(say_once(r, SCRIBE))
+            await settled()
+            assert r.find("scribe").queued == 1
+            # Its files may hold less than their headers say.
+            workers.workers["atlas"].report(7, bank=4)
+            assert await other == "Hello there!"
 
     run(test())
 

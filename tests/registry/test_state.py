@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mlx_roster.errors import ModelTooLarge
-from mlx_roster.registry.state import InvalidTransition, State
+from mlx_roster.registry.resident import InvalidTransition, State
 from tests.registry.driver import Driver
 
 # Loading and leases
@@ -259,6 +259,34 @@ def test_a_measurement_is_remembered_for_the_next_load() -> None:
     assert d.leave(1) == ["unload atlas"]
     d.unloaded("atlas")
     assert d.ask("atlas", 3) == (2, ["refuse 2"])
+
+
+def test_room_for_adapters_that_have_not_come_yet_is_given_to_nobody() -> None:
+    d = Driver(budget=10)
+    d.ask("atlas", 8)
+    d.loaded("atlas", 3, growth=4)
+    assert d.ask("scribe", 4)[1] == []
+    # They come: what they take is no longer to come.
+    assert d.reported("atlas", 7) == []
+    assert d.ask("poet", 3)[1] == ["load poet"]
+    assert repr(d.state) == "<Residency 10 B of 10 B | atlas READY 1 leases, poet LOADING | 2 queued>"
+
+
+def test_room_for_adapters_is_remembered_for_the_next_load() -> None:
+    d = Driver(budget=10)
+    d.ask("atlas", 4)
+    d.loaded("atlas", 4, growth=5)
+    d.leave(1)
+    assert d.ask("scribe", 3)[1] == ["unload atlas"]
+    assert d.unloaded("atlas") == ["load scribe"]
+    assert d.ask("atlas", 4)[1] == []
+
+
+def test_growth_that_is_reported_past_the_budget_evicts_the_idle() -> None:
+    d = Driver(budget=10)
+    d.idle("atlas", 4)
+    d.ready("scribe", 4)
+    assert d.reported("scribe", 4, growth=3) == ["unload atlas"]
 
 
 def test_tiny_model_is_charged_its_bytes() -> None:

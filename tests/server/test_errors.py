@@ -111,7 +111,7 @@ FAILURES = [
     Failure("DELETE model", lambda client: client.delete("/v1/models/atlas"), 405, "method_not_allowed"),
     Failure("POST health", on("/health", {}), 405, "method_not_allowed"),
     Failure("model", lambda client: client.get("/v1/models/nope"), 404, "model_not_found", "model"),
-    Failure("adapter", lambda client: client.get("/v1/models/atlas:x"), 404, "model_not_found", "model"),
+    Failure("adapter", lambda client: client.get("/v1/models/atlas:x"), 404, "adapter_not_found", "model"),
     Failure("no id", lambda client: client.get("/v1/models/"), 404, "model_not_found", "model"),
 ]
 
