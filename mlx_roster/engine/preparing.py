@@ -126,27 +126,42 @@ class Preparer:
                 self._wanted[number] = False
             self._put(Cancel(number))
 
+    # One job in each call: what a thread that waits for the next one still referred to would stay in memory.
+
     def _read(self) -> None:
-        while (item := self._unread.get()) is not None:
-            number, job, source = item
-            if not self._wanted.get(number, False):
-                self._deliver(number, None)
-                continue
-            found = _attempt(number, functools.partial(self._adapters.find, source))
-            if isinstance(found, Rejection):
-                self._deliver(number, found)
-            elif isinstance(job, Generation):
-                self._unsaid.put((number, job, found))
-            else:
-                self._deliver(number, Fetched(number, found))
+        while self._read_one():
+            pass
+
+    def _read_one(self) -> bool:
+        item = self._unread.get()
+        if item is None:
+            return False
+        number, job, source = item
+        if not self._wanted.get(number, False):
+            self._deliver(number, None)
+            return True
+        found = _attempt(number, functools.partial(self._adapters.find, source))
+        if isinstance(found, Rejection):
+            self._deliver(number, found)
+        elif isinstance(job, Generation):
+            self._unsaid.put((number, job, found))
+        else:
+            self._deliver(number, Fetched(number, found))
+        return True
 
     def _prepare(self) -> None:
-        while (item := self._unsaid.get()) is not None:
-            number, generation, adapter = item
-            if not self._wanted.get(number, False):
-                self._deliver(number, None)
-                continue
-            self._deliver(number, _attempt(number, functools.partial(self._sequence, number, generation, adapter)))
+        while self._prepare_one():
+            pass
+
+    def _prepare_one(self) -> bool:
+        item = self._unsaid.get()
+        if item is None:
+            return False
+        number, generation, adapter = item
+        wanted = self._wanted.get(number, False)
+        make = functools.partial(self._sequence, number, generation, adapter)
+        self._deliver(number, _attempt(number, make) if wanted else None)
+        return True
 
     def _deliver(self, number: int, outcome: Sequence | Fetched | Rejection | None) -> None:
         # Under the lock: a Cancel that does not find the request here comes after it in the inbox.

@@ -17,6 +17,7 @@ from mlx_roster.engine.rows import Row, Rows
 from mlx_roster.errors import AdapterIncompatible
 from mlx_roster.loaders.adapters import Adapters
 from mlx_roster.loaders.models import load
+from mlx_roster.loaders.sizes import adapter_sides, bank_bytes
 from mlx_roster.tensors import AdapterWeights, LoraPair
 from tests.engine import tiny
 from tests.engine.tiny import Driven
@@ -116,6 +117,20 @@ def test_adapter_saved_in_half_precision_is_served(tmp_path: Path, model: Path, 
         sequence = engine.ask(tiny.request(PROMPTS[3], 14, over=folder))
         engine.until_ended(sequence)
         says(engine, sequence, tiny.solo(model, PROMPTS[3], 14, folder))
+
+
+def test_resident_adapter_costs_its_bytes(model: Path, adapters: list[Path]) -> None:
+    expected = bank_bytes([adapter_sides(folder) for folder in adapters], 16, None)
+    with tiny.driven(model, max_adapters=16, prompt_cache_entries=0) as engine:
+        engine.answer(tiny.request(PROMPTS[0], 4))
+        engine.rest()
+        base = engine.measured().active
+        for folder in adapters:
+            engine.answer(tiny.request(PROMPTS[0], 4, over=folder))
+            # A buffer that mlx has used before may be somewhat larger than what it is used for next: toys would notice.
+            engine.rest()
+        # Were the last one's tensors, as they were read, still there, it would be a tenth more.
+        assert engine.measured().active - base == pytest.approx(expected, rel=0.02)
 
 
 def test_bank_leaves_the_base_as_it_was(model: Path, adapters: list[Path]) -> None:
