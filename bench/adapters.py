@@ -49,6 +49,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=list(MEASUREMENTS), help="some measurements only")
     parser.add_argument("--targets", nargs="+", choices=list(TARGETS), default=["qv"], help="default: qv")
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES), help="default: both bases")
+    parser.add_argument("--streams", nargs="+", type=int, choices=list(WAVES), default=list(WAVES), help="of mola")
     parser.add_argument("--tokens", type=int, default=TOKENS, help="of each answer (default: %(default)s)")
     parser.add_argument("--registered", type=int, default=mixing.REGISTERED, help="adapters listed for zipf")
     parser.add_argument("--quick", action="store_true", help="one round of few tokens, the small base, 64 adapters")
@@ -90,7 +91,7 @@ def make(fleet: Fleet, arguments: argparse.Namespace) -> dict[str, int]:
 def run(arguments: argparse.Namespace, fleet: Fleet, blas: Blas) -> Run:
     with Lines("bench.client") as lines:
         counts = (arguments.rounds, arguments.tokens, arguments.registered)
-        done = Run(Client(lines), fleet, blas, *counts, say)
+        done = Run(Client(lines), fleet, blas, *counts, arguments.streams, say)
         for name, size, targets in plan(arguments):
             MEASUREMENTS[name](done, size, targets)
     return done

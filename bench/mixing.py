@@ -62,6 +62,7 @@ class Run:
     rounds: int
     tokens: int
     registered: int
+    streams: Sequence[int]
     say: Callable[[str], None]
     samples: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     tables: list[Shown] = field(default_factory=list)
@@ -112,7 +113,7 @@ def mola(run: Run, size: str, targets: str) -> None:
         for name, mix in mixes.items():
             _wave(run, server, order, mix, AT_ONCE, f"warm {name}")
         for number in range(run.rounds):
-            for streams in WAVES:
+            for streams in run.streams:
                 _mola_round(run, server, order, mixes, streams, number)
 
 
