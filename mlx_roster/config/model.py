@@ -206,7 +206,7 @@ class ModelEntry(_Settings):
         places = context.data.get("max_adapters")
         if places is not None and pinned >= places and len(adapters) > places:
             raise ValueError(
-                f"{pinned} adapters are pinned, and max_adapters is {places}: that leaves no place for the others"
+                f"adapters with pin: {pinned}, max_adapters: {places}; that leaves no place for the others"
             )
         return adapters
 

@@ -104,6 +104,8 @@ def signature(folder: str) -> Signature:
 
 def read(folder: str, most: int, count: int) -> Files:
     """Both files, where the tensors are no more than `most` bytes and `count`. Raises AdapterIncompatible."""
+    if not os.path.isdir(folder):
+        raise refusal("its folder does not exist")
     content = _content(folder, CONFIG, MAX_CONFIG)
     config = _parsed(content)
     name = _tensors_name(folder, config)

@@ -44,7 +44,7 @@ def floats(name: str, tensor: Tensor, shape: tuple[int | None, ...], offences: O
         want not in (None, have) for have, want in zip(tensor.shape, shape, strict=True)
     ):
         wanted = ", ".join("rank" if size is None else str(size) for size in shape)
-        offences.add(name, f"shape {tensor.shape}, but the layer needs ({wanted}{',' * (len(shape) == 1)})")
+        offences.add(name, f"shape {tensor.shape}, where it should be ({wanted}{',' * (len(shape) == 1)})")
         return None
     if not all(1 <= found <= MAX_RANK for found in ranks):
         offences.add(name, f"shape {tensor.shape}, of rank {ranks[0]}; ranks from 1 to {MAX_RANK} can be served")

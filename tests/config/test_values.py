@@ -82,7 +82,7 @@ class TestSources:
     def test_pins_leave_a_place_for_the_others(self) -> None:
         adapters = "adapters: {b: {source: ./b, pin: true}, c: {source: ./c, pin: true}"
         assert problems(f"models: {{a: {{source: ./a, max_adapters: 2, {adapters}, d: ./d}}}}}}") == [
-            "roster.yaml:1: models.a.adapters: 2 adapters are pinned, and max_adapters is 2: "
+            "roster.yaml:1: models.a.adapters: adapters with pin: 2, max_adapters: 2; "
             "that leaves no place for the others"
         ]
         assert problems(f"models: {{a: {{source: ./a, max_adapters: 1, {adapters}}}}}}}") != []

@@ -168,8 +168,8 @@ def test_missing_files_are_named(tmp_path: Path, write: type) -> None:
         assert name in refused(source)
         with pytest.raises(AdapterIncompatible, match=name):
             Adapters().read(source, TARGETS)
-    assert "adapter_config.json" in refused(AdapterSource("gone", str(tmp_path / "gone")))
-    assert "adapter_config.json" in refused(AdapterSource("nul", "a\0b"))
+    assert "its folder does not exist" in refused(AdapterSource("gone", str(tmp_path / "gone")))
+    assert "its folder does not exist" in refused(AdapterSource("nul", "a\0b"))
 
 
 @pytest.mark.parametrize("content", [b"{", b"[1]", b"\xff\xfe", b"", b"[" * 100_000, b'{"a":' * 100_000, b"9" * 5000])

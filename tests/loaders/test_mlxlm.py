@@ -195,7 +195,7 @@ def test_every_tensor_that_makes_no_pair_is_named(tmp_path: Path) -> None:
     }
     message = refused(write_mlxlm(tmp_path, LINEAR | wrong))
     assert sorted(offenders(message)) == sorted(wrong)
-    assert f"{EMBEDDING}.lora_a: shape (21, 2), but the layer needs (20, 2)" in message
+    assert f"{EMBEDDING}.lora_a: shape (21, 2), where it should be (20, 2)" in message
     assert f"{EMBEDDING}.lora_b: I32 of shape (2, 8)" in message
 
 

@@ -211,7 +211,7 @@ def test_every_tensor_that_makes_no_pair_is_named(tmp_path: Path) -> None:
     source = write_peft(tmp_path, lora(LAYER) | wrong)
     message = refused(source)
     assert sorted(offenders(message)) == full(wrong)
-    assert f"{SECOND}.lora_A.weight: shape (2, 9), but the layer needs (2, 8)" in message
+    assert f"{SECOND}.lora_A.weight: shape (2, 9), where it should be (2, 8)" in message
     assert "save_embedding_layers=False" in message
     mx.save_safetensors(f"{source.path}/adapter_model.safetensors", lora(LAYER))
     assert offenders(refused(source)) == sorted(lora(LAYER))
