@@ -5,7 +5,6 @@ LoRA and DoRA are read. What cannot be a delta on the base's layers is recognise
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,8 +18,6 @@ from mlx_roster.loaders.adapter_files import Signature
 from mlx_roster.loaders.lora_pairs import most_bytes, most_tensors
 from mlx_roster.loaders.offences import refusal
 from mlx_roster.tensors import AdapterWeights, Targets
-
-logger = logging.getLogger(__name__)
 
 #: Seconds for which a folder that was refused is not looked into again: the first time, and at most.
 COOLDOWN = 10.0
@@ -80,9 +77,6 @@ class Adapters:
             cooldown = COOLDOWN if last is None else min(2 * last.cooldown, LONGEST_COOLDOWN)
             until = self._clock() + cooldown
             self._refused[source.path] = _Refusal(signature, targets, error.message, cooldown, until)
-            # Whoever runs the server can mend it, and sees only the log. Of a long list, the beginning will do.
-            first, *more = error.message.splitlines()
-            logger.warning("adapter %r is refused: %s", source.name, " ".join([first, *map(str.strip, more[:2])]))
             raise _about(source, error.message) from error
         self._refused.pop(source.path, None)
         self._known[source.path] = (signature, weights.identity)

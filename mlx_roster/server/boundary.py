@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mlx_roster.errors import Draining, InternalError, RosterError
+from mlx_roster.errors import AdapterIncompatible, Draining, InternalError, RosterError
 from mlx_roster.registry import Lease
 from mlx_roster.server import errors, sse
 from mlx_roster.server.disconnect import ClientGone
@@ -110,6 +110,9 @@ async def _fail(error: RosterError, exchange: Exchange, send: Send) -> None:
         return
     body = errors.body(error)
     exchange.code = error.code
+    if isinstance(error, AdapterIncompatible):
+        # Whoever runs the server can mend it, and sees only the log. Of a long list, the beginning will do.
+        logger.warning("request %s: %s", exchange.request_id, " ".join(error.message[:400].split()))
     if exchange.status is not None:
         await send({"type": "http.response.body", "body": sse.event(body) + sse.DONE, "more_body": False})
         return

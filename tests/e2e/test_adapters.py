@@ -191,6 +191,7 @@ def test_adapter_of_wrong_shape_is_422_naming_every_tensor_and_the_base_is_unhar
                     for side in ("lora_a", "lora_b"):
                         assert f"model.layers.{layer}.self_attn.{name}.{side}" in error["message"]
             assert str(toy.base.parent) not in error["message"]
+            toy.server.logged(r"WARNING request \S+: adapter 'toy:wrong': holds tensors that cannot be used")
             beside += [next(pieces) for _ in range(5)]
         assert text(complete(client, "toy:first")) == toy.mlx_lm["first"]
         assert running(client) == 1
