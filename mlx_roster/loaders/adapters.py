@@ -63,7 +63,11 @@ class Adapters:
         return known[1] if known is not None and known[0] == adapter_files.signature(source.path) else None
 
     def read(self, source: AdapterSource, targets: Targets) -> AdapterWeights:
-        """Read, evaluate and check an adapter. Raises AdapterIncompatible, for now or from memory."""
+        """The tensors of an adapter, every one checked against `targets`.
+
+        May be called while another thread computes, and what it returns used on any. Raises AdapterIncompatible, for
+        now or from memory, saying what was found instead, or naming every tensor that cannot be used.
+        """
         # Before the files: if they change meanwhile, this is not what they have afterwards.
         signature = adapter_files.signature(source.path)
         last = self._refused.get(source.path)
@@ -81,18 +85,6 @@ class Adapters:
         self._refused.pop(source.path, None)
         self._known[source.path] = (signature, weights.identity)
         return weights
-
-
-def read(source: AdapterSource, targets: Targets) -> AdapterWeights:
-    """The tensors of an adapter folder, every one checked against `targets`.
-
-    May be called while another thread computes, and what it returns used on any. Raises AdapterIncompatible saying
-    what was found instead, or naming every tensor that cannot be used.
-    """
-    try:
-        return _read(source, targets)
-    except AdapterIncompatible as error:
-        raise _about(source, error.message) from error
 
 
 def _read(source: AdapterSource, targets: Targets) -> AdapterWeights:

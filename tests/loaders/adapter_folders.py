@@ -15,7 +15,7 @@ from mlx_lm.models.switch_layers import SwitchLinear
 
 from mlx_roster.core import AdapterSource
 from mlx_roster.errors import AdapterIncompatible
-from mlx_roster.loaders.adapters import read
+from mlx_roster.loaders.adapters import Adapters
 from mlx_roster.tensors import AdapterWeights, LoraPair, Target, Targets
 
 LAYER = "model.layers.0.self_attn.q_proj"
@@ -66,7 +66,7 @@ def _write(folder: Path, file: str, tensors: Mapping[str, mx.array], config: Map
 def refused(source: AdapterSource, targets: Targets = TARGETS) -> str:
     """The message with which an adapter is refused, after what holds for every one of them."""
     with pytest.raises(AdapterIncompatible) as error:
-        read(source, targets)
+        Adapters().read(source, targets)
     assert error.value.param == "adapters"
     assert error.value.message.startswith(f"adapter {source.name!r}: ")
     assert source.path not in error.value.message

@@ -18,7 +18,7 @@ import pytest
 
 from mlx_roster.core import AdapterSource
 from mlx_roster.errors import AdapterIncompatible
-from mlx_roster.loaders.adapters import Adapters, read
+from mlx_roster.loaders.adapters import Adapters
 from mlx_roster.tensors import AdapterWeights, Target
 from tests.loaders.adapter_folders import LAYER, TARGETS, lora, offenders, refused, write_mlxlm, write_peft
 
@@ -75,7 +75,7 @@ def forge(folder: Path, header: object, payload: bytes = b"", *, length: int | N
 def test_weights_read_on_one_thread_are_computed_with_on_another(tmp_path: Path, write: type) -> None:
     source = write(tmp_path)
     found: list[AdapterWeights] = []
-    thread = threading.Thread(target=lambda: found.append(read(source, TARGETS)))
+    thread = threading.Thread(target=lambda: found.append(Adapters().read(source, TARGETS)))
     thread.start()
     while thread.is_alive():
         # What the engine does meanwhile: neither may wait for the other.
@@ -86,9 +86,9 @@ def test_weights_read_on_one_thread_are_computed_with_on_another(tmp_path: Path,
 
 def test_the_config_decides_between_both_formats(tmp_path: Path) -> None:
     write_peft(tmp_path)
-    assert read(write_mlxlm(tmp_path), TARGETS).layers[LAYER].b[0, 0].item() == 2.0
+    assert Adapters().read(write_mlxlm(tmp_path), TARGETS).layers[LAYER].b[0, 0].item() == 2.0
     values = lora(LAYER)
-    weights = read(write_peft(tmp_path, values), TARGETS)
+    weights = Adapters().read(write_peft(tmp_path, values), TARGETS)
     assert mx.array_equal(weights.layers[LAYER].a, values[f"{LAYER}.lora_A.weight"].T)
 
 
@@ -118,7 +118,7 @@ def test_identity_is_that_of_the_contents(tmp_path: Path, write: type) -> None:
     other = {"lora_alpha": 1} if write is write_peft else {"lora_parameters": {"scale": 1.0, "rank": 2}}
     scaled = write(tmp_path / "scaled", **other)
     reader = Adapters()
-    assert identity(reader, one) == identity(reader, same) == read(one, TARGETS).identity
+    assert identity(reader, one) == identity(reader, same) == Adapters().read(one, TARGETS).identity
     assert identity(reader, scaled) != identity(reader, one)
 
 
@@ -135,11 +135,11 @@ def test_identity_follows_the_files(tmp_path: Path, write: type) -> None:
     # As rsync and tar leave it: other contents, the same size and time of change.
     os.utime(file, ns=(0, 0))
     changed = identity(reader, source)
-    assert changed == read(source, TARGETS).identity != before
+    assert changed == Adapters().read(source, TARGETS).identity != before
     content[-2] ^= 1
     file.write_bytes(content)
     os.utime(file, ns=(0, 0))
-    assert identity(reader, source) == read(source, TARGETS).identity != changed
+    assert identity(reader, source) == Adapters().read(source, TARGETS).identity != changed
 
 
 def test_identity_of_unchanged_files_opens_none(tmp_path: Path) -> None:
@@ -325,7 +325,7 @@ def test_a_folder_that_appears_ends_a_cooldown(tmp_path: Path) -> None:
     with pytest.raises(AdapterIncompatible):
         identity(reader, source)
     write_mlxlm(tmp_path / "later")
-    assert identity(reader, source) == read(source, TARGETS).identity
+    assert identity(reader, source) == Adapters().read(source, TARGETS).identity
 
 
 def test_another_base_ends_a_cooldown(tmp_path: Path) -> None:
@@ -370,4 +370,4 @@ def test_a_header_too_long_for_any_adapter_is_not_looked_into(tmp_path: Path) ->
     header = "{" + ",".join(tensor % index for index in range(100_000)) + "}"
     source = forge(tmp_path, header.encode())
     with pytest.raises(AdapterIncompatible, match="too much for any adapter"):
-        read(source, {LAYER: Target("linear", 8192, 8192)})
+        Adapters().read(source, {LAYER: Target("linear", 8192, 8192)})

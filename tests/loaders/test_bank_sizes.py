@@ -10,7 +10,7 @@ import pytest
 
 from mlx_roster.engine.lora import Bank
 from mlx_roster.engine.routed import Routing
-from mlx_roster.loaders.adapters import read
+from mlx_roster.loaders.adapters import Adapters
 from mlx_roster.loaders.models import load
 from mlx_roster.loaders.sizes import estimate
 from tests.engine import tiny
@@ -24,7 +24,7 @@ def taken(model: Path, adapters: Sequence[Path], slots: int = 8) -> int:
     """The bytes of a bank through which all of these have gone, each into the next slot and then round again."""
     bank = Bank(load(tiny.source(model), lambda done, total: None).model, Routing(), slots)
     for number, folder in enumerate(adapters):
-        bank.put(number % slots + 1, read(tiny.adapter(folder), bank.targets))
+        bank.put(number % slots + 1, Adapters().read(tiny.adapter(folder), bank.targets))
     return bank.nbytes
 
 

@@ -12,7 +12,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_lm.utils import load_model
 
-from mlx_roster.loaders.adapters import read
+from mlx_roster.loaders.adapters import Adapters
 from tests.loaders.adapter_folders import (
     EMBEDDING,
     EXPERTS,
@@ -63,12 +63,12 @@ def test_what_mlx_lm_computes_is_read(base: str, kind: str, keys: list[str] | No
     ours = model(base)
     expected = theirs(TOKENS)
     assert mx.abs(ours(TOKENS) - expected).max().item() > 0.05
-    lay_in(ours, read(source, targets_of(ours)))
+    lay_in(ours, Adapters().read(source, targets_of(ours)))
     assert mx.abs(ours(TOKENS) - expected).max().item() < 1e-4
 
 
 def test_pairs_come_with_the_scale_folded_in(tmp_path: Path) -> None:
-    weights = read(write_mlxlm(tmp_path), TARGETS)
+    weights = Adapters().read(write_mlxlm(tmp_path), TARGETS)
     pair = weights.layers[LAYER]
     assert (weights.name, pair.a.shape, pair.b.shape) == ("mine", (8, 2), (2, 6))
     assert (pair.magnitude, weights.heads, weights.nbytes) == (None, {}, 4 * (16 + 12))
@@ -78,21 +78,21 @@ def test_pairs_come_with_the_scale_folded_in(tmp_path: Path) -> None:
 def test_experts_are_turned_round(tmp_path: Path) -> None:
     a = mx.arange(3 * 2 * 8, dtype=mx.float32).reshape(3, 2, 8)
     source = write_mlxlm(tmp_path, EXPERTS_ALONE | {f"{EXPERTS}.lora_a": a})
-    pair = read(source, TARGETS).layers[EXPERTS]
+    pair = Adapters().read(source, TARGETS).layers[EXPERTS]
     assert mx.array_equal(pair.a, a.swapaxes(1, 2))
     assert pair.b.shape == (3, 2, 4)
 
 
 def test_an_embedding_and_its_tied_head_share_one_pair(tmp_path: Path) -> None:
     tensors = {f"{EMBEDDING}.lora_a": mx.ones((20, 2)), f"{EMBEDDING}.lora_b": mx.ones((2, 8))}
-    weights = read(write_mlxlm(tmp_path, tensors), TARGETS)
+    weights = Adapters().read(write_mlxlm(tmp_path, tensors), TARGETS)
     assert weights.heads[EMBEDDING] is weights.layers[EMBEDDING]
     assert weights.nbytes == 4 * (40 + 16)
 
 
 def test_magnitudes_are_kept(tmp_path: Path) -> None:
     magnitude = mx.random.uniform(shape=(6,))
-    weights = read(write_mlxlm(tmp_path, LINEAR | {f"{LAYER}.m": magnitude}, fine_tune_type="dora"), TARGETS)
+    weights = Adapters().read(write_mlxlm(tmp_path, LINEAR | {f"{LAYER}.m": magnitude}, fine_tune_type="dora"), TARGETS)
     assert mx.array_equal(weights.layers[LAYER].magnitude, magnitude)
     assert weights.nbytes == 4 * (16 + 12 + 6)
 
@@ -100,7 +100,7 @@ def test_magnitudes_are_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
 def test_half_precision_is_widened_exactly(tmp_path: Path, dtype: mx.Dtype) -> None:
     values = mx.random.normal((8, 2)).astype(dtype)
-    pair = read(write_mlxlm(tmp_path, LINEAR | {f"{LAYER}.lora_a": values}), TARGETS).layers[LAYER]
+    pair = Adapters().read(write_mlxlm(tmp_path, LINEAR | {f"{LAYER}.lora_a": values}), TARGETS).layers[LAYER]
     assert pair.a.dtype == mx.float32
     assert mx.array_equal(pair.a, values.astype(mx.float32))
 
@@ -132,7 +132,10 @@ def test_a_rank_unlike_the_tensors_is_refused(tmp_path: Path, tensors: dict[str,
 
 
 def test_a_rank_left_to_the_tensors_is_theirs(tmp_path: Path) -> None:
-    assert read(write_mlxlm(tmp_path, lora_parameters={"scale": 1.0}), TARGETS).layers[LAYER].a.shape == (8, 2)
+    assert Adapters().read(write_mlxlm(tmp_path, lora_parameters={"scale": 1.0}), TARGETS).layers[LAYER].a.shape == (
+        8,
+        2,
+    )
 
 
 @pytest.mark.parametrize("rank", [0, 513])
@@ -157,7 +160,7 @@ def test_a_rank_that_cannot_be_served_is_refused_in_tensors_too(tmp_path: Path, 
 def test_keys_name_paths_or_paths_within_a_block(tmp_path: Path, keys: list[str] | None, taken: bool) -> None:
     source = write_mlxlm(tmp_path, lora_parameters={"scale": 1.0, "keys": keys})
     if taken:
-        assert list(read(source, TARGETS).layers) == [LAYER]
+        assert list(Adapters().read(source, TARGETS).layers) == [LAYER]
     else:
         assert offenders(refused(source)) == sorted(LINEAR)
 

@@ -13,7 +13,7 @@ import mlx.core as mx
 import pytest
 
 from mlx_roster.core import AdapterSource
-from mlx_roster.loaders.adapters import read
+from mlx_roster.loaders.adapters import Adapters
 from mlx_roster.tensors import Target
 from tests.loaders.adapter_folders import (
     EMBEDDING,
@@ -56,9 +56,9 @@ def test_a_peft_adapter_equals_the_mlx_lm_adapter_converted_from_it(name: str, t
         lora_parameters={"rank": config["r"], "scale": config["lora_alpha"] / config["r"], "dropout": 0.0},
     )
     targets = dict(_targets(tensors))
-    peft = read(AdapterSource(name, str(ADAPTERS / name)), targets)
+    peft = Adapters().read(AdapterSource(name, str(ADAPTERS / name)), targets)
     assert len(peft.layers) > 3
-    assert same(peft, read(source, targets))
+    assert same(peft, Adapters().read(source, targets))
 
 
 def converted(tensors: Mapping[str, mx.array]) -> dict[str, mx.array]:
@@ -90,14 +90,14 @@ def _targets(tensors: Mapping[str, mx.array]) -> Any:
 
 def test_matrices_are_turned_round_and_scaled(tmp_path: Path) -> None:
     tensors = lora(LAYER)
-    pair = read(write_peft(tmp_path, tensors), TARGETS).layers[LAYER]
+    pair = Adapters().read(write_peft(tmp_path, tensors), TARGETS).layers[LAYER]
     assert mx.array_equal(pair.a, tensors[f"{LAYER}.lora_A.weight"].T)
     assert mx.array_equal(pair.b, tensors[f"{LAYER}.lora_B.weight"].T * 2)
 
 
 def test_names_may_hold_the_default_adapters(tmp_path: Path) -> None:
     tensors = {name.replace(".weight", ".default.weight"): tensor for name, tensor in lora(LAYER).items()}
-    assert read(write_peft(tmp_path, tensors), TARGETS).layers.keys() == {LAYER}
+    assert Adapters().read(write_peft(tmp_path, tensors), TARGETS).layers.keys() == {LAYER}
     twice = tensors | lora(LAYER)
     assert len(offenders(refused(write_peft(tmp_path, twice)))) == 2
 
@@ -106,7 +106,7 @@ def test_names_may_hold_the_default_adapters(tmp_path: Path) -> None:
 def test_magnitudes_have_several_names(tmp_path: Path, suffix: str) -> None:
     magnitude = mx.random.uniform(shape=(6,))
     tensors = lora(LAYER) | {f"{LAYER}.lora_magnitude_vector{suffix}": magnitude}
-    weights = read(write_peft(tmp_path, tensors, use_dora=True), TARGETS)
+    weights = Adapters().read(write_peft(tmp_path, tensors, use_dora=True), TARGETS)
     assert mx.array_equal(weights.layers[LAYER].magnitude, magnitude)
 
 
@@ -124,14 +124,16 @@ def test_magnitudes_have_several_names(tmp_path: Path, suffix: str) -> None:
 )
 def test_modules_are_found_however_the_language_model_is_wrapped(tmp_path: Path, module: str, layer: str) -> None:
     targets = {layer: Target("linear", 8, 6)}
-    assert read(write_peft(tmp_path, lora(module)), targets).layers.keys() == {layer}
+    assert Adapters().read(write_peft(tmp_path, lora(module)), targets).layers.keys() == {layer}
 
 
 def test_a_module_that_could_be_either_of_two_layers_is_neither(tmp_path: Path) -> None:
     target = Target("linear", 8, 6)
     targets = {"model.layers.0.q": target, "language_model.layers.0.q": target}
     assert len(offenders(refused(write_peft(tmp_path, lora("layers.0.q")), targets))) == 2
-    assert read(write_peft(tmp_path, lora("model.layers.0.q")), targets).layers.keys() == {"model.layers.0.q"}
+    assert Adapters().read(write_peft(tmp_path, lora("model.layers.0.q")), targets).layers.keys() == {
+        "model.layers.0.q"
+    }
 
 
 def test_two_modules_for_one_layer_are_refused(tmp_path: Path) -> None:
@@ -146,7 +148,7 @@ def test_experts_go_by_names_and_by_numbers(tmp_path: Path, projection: str, num
     path = f"model.layers.0.mlp.{stack}.{projection}"
     for called in (projection, number):
         tensors = experts(0, 2, projection=called)
-        pair = read(write_peft(tmp_path, tensors), {path: Target("experts", 8, 4, 3)}).layers[path]
+        pair = Adapters().read(write_peft(tmp_path, tensors), {path: Target("experts", 8, 4, 3)}).layers[path]
         one = tensors[f"model.layers.0.mlp.experts.2.{called}.lora_A.weight"]
         assert mx.array_equal(pair.a[2], one.T)
         assert not mx.any(pair.a[1]).item()
@@ -155,7 +157,7 @@ def test_experts_go_by_names_and_by_numbers(tmp_path: Path, projection: str, num
 def test_experts_of_several_ranks_are_padded(tmp_path: Path) -> None:
     tensors = experts(0) | experts(1, rank=3)
     source = write_peft(tmp_path, tensors, rank_pattern={"experts.1.up_proj": 3}, alpha_pattern={"experts.1.*": 9})
-    pair = read(source, TARGETS).layers[EXPERTS]
+    pair = Adapters().read(source, TARGETS).layers[EXPERTS]
     assert (pair.a.shape, pair.b.shape) == ((3, 8, 3), (3, 3, 4))
     for number, scale in ((0, 2.0), (1, 3.0)):
         a, b = (tensors[f"model.layers.0.mlp.experts.{number}.up_proj.lora_{side}.weight"] for side in "AB")
@@ -177,7 +179,7 @@ def test_dora_on_experts_is_refused(tmp_path: Path) -> None:
 def test_a_head_goes_to_the_embedding_of_tokens_where_there_are_others(tmp_path: Path) -> None:
     position = Target("embedding", 5, 8)
     source = write_peft(tmp_path, lora("lm_head", 2, 8, 20))
-    weights = read(source, {**TARGETS, "model.positions": position})
+    weights = Adapters().read(source, {**TARGETS, "model.positions": position})
     assert (weights.layers.keys(), weights.heads.keys()) == (set(), {EMBEDDING})
     message = refused(source, {"model.positions": position, "model.segments": position})
     assert offenders(message) == full(lora("lm_head"))
@@ -244,7 +246,7 @@ def test_dora_and_its_magnitudes_go_together(tmp_path: Path) -> None:
 )
 def test_scales(tmp_path: Path, config: dict[str, Any], scale: float) -> None:
     tensors = lora(LAYER)
-    pair = read(write_peft(tmp_path, tensors, **config), TARGETS).layers[LAYER]
+    pair = Adapters().read(write_peft(tmp_path, tensors, **config), TARGETS).layers[LAYER]
     assert mx.allclose(pair.b, tensors[f"{LAYER}.lora_B.weight"].T * scale)
 
 
@@ -252,7 +254,7 @@ def test_a_rank_unlike_the_configured_one_is_refused(tmp_path: Path) -> None:
     both = lora(LAYER) | lora(SECOND, rank=3)
     assert offenders(refused(write_peft(tmp_path, both))) == full(lora(SECOND))
     config = {"r": 3, "rank_pattern": {"layers.0.self_attn.q_proj": 2}}
-    assert read(write_peft(tmp_path, both, **config), TARGETS).layers.keys() == {LAYER, SECOND}
+    assert Adapters().read(write_peft(tmp_path, both, **config), TARGETS).layers.keys() == {LAYER, SECOND}
 
 
 @pytest.mark.parametrize("config", [{"r": 0}, {"r": 513}, {"rank_pattern": {"q_proj": 0}}, {"r": -1}])
@@ -293,12 +295,12 @@ def test_tensors_are_where_the_config_says(tmp_path: Path, config: dict[str, Any
     if rest:
         assert sorted(offenders(refused(source))) == full({name for path in rest for name in lora(path)})
     else:
-        assert read(source, TARGETS).layers.keys() == wanted
+        assert Adapters().read(source, TARGETS).layers.keys() == wanted
 
 
 def test_layers_are_not_mistaken_for_experts(tmp_path: Path) -> None:
     config = {"target_modules": ["up_proj"], "layers_to_transform": [0]}
-    assert read(write_peft(tmp_path, experts(1, 2), **config), TARGETS).layers.keys() == {EXPERTS}
+    assert Adapters().read(write_peft(tmp_path, experts(1, 2), **config), TARGETS).layers.keys() == {EXPERTS}
 
 
 @pytest.mark.parametrize(
@@ -366,7 +368,7 @@ def test_other_methods_of_peft_are_refused_by_name(tmp_path: Path, kind: Any) ->
     ],
 )
 def test_what_changes_nothing_is_taken(tmp_path: Path, config: dict[str, Any]) -> None:
-    assert read(write_peft(tmp_path, **config), TARGETS).layers.keys() == {LAYER}
+    assert Adapters().read(write_peft(tmp_path, **config), TARGETS).layers.keys() == {LAYER}
 
 
 @pytest.mark.parametrize("key", ["target_modules", "exclude_modules", "rank_pattern"])
@@ -401,4 +403,4 @@ def test_a_folder_as_peft_writes_it_is_read(tmp_path: Path) -> None:
     folder = shutil.copytree(ADAPTERS / "plain", tmp_path / "plain")
     (folder / "README.md").write_text("x")
     tensors = mx.load(str(folder / "adapter_model.safetensors"))
-    assert len(read(AdapterSource("plain", str(folder)), dict(_targets(tensors))).layers) == 6
+    assert len(Adapters().read(AdapterSource("plain", str(folder)), dict(_targets(tensors))).layers) == 6

@@ -12,7 +12,7 @@ import pytest
 from mlx_lm.utils import load_model
 
 from mlx_roster.core import AdapterSource
-from mlx_roster.loaders.adapters import read
+from mlx_roster.loaders.adapters import Adapters
 from tests.loaders.adapter_folders import lay_in, offenders, refused, targets_of
 
 FOLDER = Path(__file__).parent / "peft"
@@ -45,12 +45,12 @@ def test_adapted_models_agree(name: str) -> None:
     base = model(BASES[name])
     tokens = mx.array(EXPECTED["tokens"])
     assert difference(base(tokens), name) > 0.05
-    lay_in(base, read(source(name), targets_of(base)))
+    lay_in(base, Adapters().read(source(name), targets_of(base)))
     assert difference(base(tokens), name) < 1e-4
 
 
 def test_rank_and_scale_follow_the_patterns() -> None:
-    weights = read(source("patterns"), targets_of(model("llama")))
+    weights = Adapters().read(source("patterns"), targets_of(model("llama")))
     ranks = {path: pair.a.shape[1] for path, pair in weights.layers.items()}
     assert ranks["model.layers.0.self_attn.q_proj"] == 4
     assert ranks["model.layers.1.self_attn.q_proj"] == 2
@@ -62,7 +62,7 @@ def test_rank_and_scale_follow_the_patterns() -> None:
 
 
 def test_experts_left_out_get_zeros_and_lower_ranks_are_padded() -> None:
-    weights = read(source("experts"), targets_of(model("mixtral")))
+    weights = Adapters().read(source("experts"), targets_of(model("mixtral")))
     up = weights.layers["model.layers.1.block_sparse_moe.switch_mlp.up_proj"]
     assert up.a.shape == (4, 16, 2)
     assert not mx.any(up.a[2]).item()
@@ -75,12 +75,12 @@ def test_experts_left_out_get_zeros_and_lower_ranks_are_padded() -> None:
 def test_tied_heads_and_lookups_have_their_own_pairs() -> None:
     targets = targets_of(model("tied"))
     embedding = "model.embed_tokens"
-    lookup = read(source("tied_embedding"), targets)
+    lookup = Adapters().read(source("tied_embedding"), targets)
     assert (embedding in lookup.layers, embedding in lookup.heads) == (True, False)
-    head = read(source("tied_head"), targets)
+    head = Adapters().read(source("tied_head"), targets)
     assert (embedding in head.layers, embedding in head.heads) == (False, True)
     assert (head.heads[embedding].a.shape, head.heads[embedding].b.shape) == ((48, 3), (3, 16))
-    together = read(source("tied_together"), targets)
+    together = Adapters().read(source("tied_together"), targets)
     layer, tied = together.layers[embedding], together.heads[embedding]
     assert mx.allclose(layer.a @ layer.b, tied.a @ tied.b)
 
