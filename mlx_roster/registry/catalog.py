@@ -9,6 +9,9 @@ from mlx_roster.config import AdapterEntry, ModelEntry, Roster
 from mlx_roster.core import Ref
 from mlx_roster.errors import AdapterNotFound, InvalidRequest, ModelNotFound, ModelRequired
 
+#: Adapters that a message names of a model that has very many.
+SHOWN = 20
+
 
 class Catalog:
     """Names, aliases and adapters of one roster. Immutable."""
@@ -61,7 +64,7 @@ class Catalog:
     def _adapted(self, name: str, adapter: str, *, param: str) -> Ref:
         known = self.entries[name].adapters
         if adapter not in known:
-            there = f"it has {', '.join(known)}" if known else "it has none"
+            there = f"it has {_listed(list(known))}" if known else "it has none"
             raise AdapterNotFound(f"{name} has no adapter {_shown(adapter)}; {there}", param=param)
         return Ref(name, adapter)
 
@@ -69,6 +72,12 @@ class Catalog:
         close = difflib.get_close_matches(model[:100], self._refs, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(close)}?" if close else "GET /v1/models lists those there are"
         return ModelNotFound(f"no model {_shown(model)} in the roster; {hint}", param="model")
+
+
+def _listed(names: list[str]) -> str:
+    """Names for a message. There may be thousands."""
+    first, rest = names[:SHOWN], len(names) - SHOWN
+    return ", ".join(first) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _shown(name: str) -> str:

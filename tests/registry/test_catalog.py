@@ -92,3 +92,11 @@ def test_no_model_and_no_default_is_an_error() -> None:
 
 def test_the_only_entry_is_the_default() -> None:
     assert Catalog(parse("models: {a: {source: ./a}}", name="r", base=Path("/"))).resolve(None) == Ref("a")
+
+
+def test_of_a_thousand_adapters_a_message_names_some() -> None:
+    adapters = "".join(f"      a{number}: ./nowhere/{number}\n" for number in range(1000))
+    text = f"models:\n  atlas:\n    source: ./nowhere/atlas\n    adapters:\n{adapters}"
+    with pytest.raises(AdapterNotFound) as refused:
+        Catalog(parse(text, name="roster.yaml", base=Path("/nowhere"))).resolve("atlas", "b")
+    assert refused.value.message.endswith("a18, a19 and 980 more")
