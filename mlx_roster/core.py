@@ -30,12 +30,13 @@ class Ref:
 class Located:
     """A model on this machine's disk. `estimate` is what it will take once loaded, in bytes.
 
-    `bank` is how much of that is for its adapters, which come later.
+    Of that, `bank` is for its adapters and `kv` for the KV caches of its sequences, both of which come later.
     """
 
     path: str
     estimate: int
     bank: int = 0
+    kv: int = 0
 
 
 class AdapterSource(msgspec.Struct, frozen=True):
@@ -117,35 +118,67 @@ class Device(msgspec.Struct, frozen=True):
     working_set: int
 
 
+class CacheSize(msgspec.Struct, frozen=True):
+    """Bytes that the KV caches of one sequence take, of a model's layers all together.
+
+    Each token leaves `per_token`, and `windowed` in the layers that forget all but the last `window` tokens; `fixed`
+    are states, as large after the first token as they ever are.
+    """
+
+    per_token: int = 0
+    windowed: int = 0
+    window: int = 0
+    fixed: int = 0
+
+    def bytes(self, tokens: int) -> int:
+        """Of one sequence that is so long."""
+        return self.fixed + self.per_token * tokens + self.windowed * min(tokens, self.window)
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """What a running worker can be told anew, as a reload may want it.
+
+    `bank` is how many bytes the LoRA bank may come to take, and `kv` how many are reserved for the KV caches of running
+    sequences. Of finished ones the worker keeps the caches of at most `prompt_cache_entries`, in at most
+    `prompt_cache_bytes`; 0 of either keeps none.
+    """
+
+    max_concurrency: int = 32
+    max_context: int | None = None
+    prompt_cache_entries: int = 32
+    prompt_cache_bytes: int = 512 * 2**20
+    bank: int = 0
+    kv: int = 0
+
+
 class ModelSource(msgspec.Struct, frozen=True):
     """What a worker must load: a local folder, and the limits it then lives by.
 
-    `memory` is the most it may ever take, in bytes: the whole budget, since nothing is reserved for what a batch needs
-    beyond the weights. `max_adapters` is the number of slots of its LoRA bank, and `bank` how many bytes that may come
-    to take. Of finished sequences it keeps the KV caches of at most `prompt_cache_entries`, in at most
-    `prompt_cache_bytes`; 0 of either keeps none.
+    `memory` is the most it may ever take, in bytes: the whole budget. How much of it the worker may take at a time, its
+    share, it is told as that changes. `max_adapters` is the number of slots of its LoRA bank.
     """
 
     name: str
     path: str
     memory: int
-    max_concurrency: int = 32
-    max_context: int | None = None
+    limits: Limits = Limits()
     max_adapters: int = 8
-    prompt_cache_entries: int = 32
-    prompt_cache_bytes: int = 512 * 2**20
-    bank: int = 0
+    trust_remote_code: bool = False
 
 
 class Measured(msgspec.Struct, frozen=True):
-    """What a worker reports of itself once loaded, and again when it has gone idle. Bytes.
+    """What a worker reports of itself once loaded, when that has changed a good deal, and when it has gone idle. Bytes.
 
-    `growth` is what it may still come to take for adapters, beside `active`.
+    `active` is all that it uses; of that, `kv` is for running sequences and `prompts` for the prompt cache, which it
+    gives up when told to. `cache` are buffers kept for reuse. `growth` is what it may come to take beside `active` of
+    what is reserved for adapters and running sequences.
     """
 
     active: int
     cache: int = 0
     growth: int = 0
+    kv: int = 0
+    prompts: int = 0
 
 
 class Capabilities(msgspec.Struct, frozen=True):
@@ -164,7 +197,7 @@ class Owner(Protocol):
         """A load goes on: `done` of `total` bytes are in memory."""
 
     def on_report(self, measured: Measured) -> None:
-        """A loaded worker has gone idle, and holds this much now."""
+        """A loaded worker holds this much now: said when it has changed a good deal, and when it has gone idle."""
 
     def on_death(self) -> None:
         """A loaded worker is lost, without `stop` having been called. Said once."""

@@ -16,9 +16,14 @@
     * ModelNotFound
     * AdapterNotFound
     * AdapterIncompatible
+    * AdminRequired
   * CapacityError          the request is fine, this machine cannot serve it (now)
     * ModelTooLarge
-    * Draining
+    * Busy                 later, it may be served; `retry_after` says when
+      * QueueFull
+      * QueueTimeout
+      * LoadCooldown
+      * Draining
   * WorkerError            a worker process could not do its part
     * LoadFailed
       * LoadOutOfMemory
@@ -108,6 +113,12 @@ class AdapterIncompatible(RequestError):
     code = "adapter_incompatible"
 
 
+class AdminRequired(RequestError):
+    """An admin route was asked for by somebody who must not use it."""
+
+    code = "admin_required"
+
+
 class CapacityError(RosterError):
     code = "internal_error"
 
@@ -116,7 +127,31 @@ class ModelTooLarge(CapacityError):
     code = "model_too_large"
 
 
-class Draining(CapacityError):
+class Busy(CapacityError):
+    """`retry_after` is in seconds, and a guess."""
+
+    code = "draining"
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after: float = 5.0) -> None:
+        super().__init__(message, param=param)
+        self.retry_after = retry_after
+
+
+class QueueFull(Busy):
+    code = "queue_full"
+
+
+class QueueTimeout(Busy):
+    code = "queue_timeout"
+
+
+class LoadCooldown(Busy):
+    """The last loads of a model failed, or its last workers crashed: it is left alone for a while."""
+
+    code = "load_cooldown"
+
+
+class Draining(Busy):
     """The server is shutting down, or the model is going away."""
 
     code = "draining"

@@ -6,10 +6,11 @@ They keep a `history` of what was asked of them, and in `wrongs` what must never
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 
 from mlx_roster.config import ModelEntry
-from mlx_roster.core import Capabilities, Delta, Generation, Located, Measured, ModelSource, Owner, Usage
+from mlx_roster.core import Capabilities, Delta, Generation, Limits, Located, Measured, ModelSource, Owner, Usage
 from mlx_roster.errors import RosterError, WorkerCrashed
 from mlx_roster.workers.stream import SequenceStream
 
@@ -27,8 +28,12 @@ class FakeWorker:
 
     def __init__(self, source: ModelSource, parent: FakeWorkers, owner: Owner) -> None:
         self.source = source
-        self.measured = Measured(active=parent.sizes.get(source.name, 1), growth=source.bank)
-        self.capabilities = Capabilities(vocabulary=512, context=source.max_context, chat=True, adapters=True)
+        self.measured = Measured(active=parent.sizes.get(source.name, 1), growth=source.limits.bank)
+        self.capabilities = Capabilities(vocabulary=512, context=source.limits.max_context, chat=True, adapters=True)
+        self.progressed = time.monotonic()
+        #: What it was last told it may take, and to live by.
+        self.shared: int | None = None
+        self.limits = source.limits
         self.running: dict[int, SequenceStream] = {}
         self._parent = parent
         self._owner = owner
@@ -44,26 +49,41 @@ class FakeWorker:
         self._tasks[sequence] = asyncio.get_running_loop().create_task(self._say(sequence, stream, generation))
         return stream
 
+    def share(self, size: int) -> None:
+        self.shared = size
+        self._parent.note_quietly(f"share {self.source.name} {size}")
+
+    def limit(self, limits: Limits) -> None:
+        self.limits = limits
+        self._parent.note(f"limit {self.source.name}")
+
+    def cut(self, error: RosterError) -> None:
+        self._parent.note(f"cut {self.source.name}")
+        self._end(error)
+
     async def stop(self) -> None:
         self._parent.note(f"stop {self.source.name}")
         if self.running:
             self._parent.wrongs.append(f"{self.source.name} was stopped while {len(self.running)} sequences ran on it")
         await self._parent.gate(f"stop {self.source.name}").wait()
 
-    def report(self, active: int, bank: int = 0) -> None:
-        """The worker says that it holds so many bytes now, so many of them in its bank."""
-        self.measured = Measured(active=active, growth=max(0, self.source.bank - bank))
+    def report(self, active: int, bank: int = 0, prompts: int = 0) -> None:
+        """The worker says that it holds so many bytes now, so many of them in its bank and its prompt cache."""
+        self.measured = Measured(active=active, growth=max(0, self.limits.bank - bank), prompts=prompts)
         self._owner.on_report(self.measured)
 
     def die(self) -> None:
         """The worker is lost: its streams fail and its owner is told."""
         self._parent.note(f"die {self.source.name}")
+        self._end(WorkerCrashed(f"the worker of {self.source.name} died"))
+        self._owner.on_death()
+
+    def _end(self, error: RosterError) -> None:
         for task in self._tasks.values():
             task.cancel()
         running, self.running = self.running, {}
         for stream in running.values():
-            stream.fail(WorkerCrashed(f"the worker of {self.source.name} died"))
-        self._owner.on_death()
+            stream.fail(error)
 
     async def _say(self, sequence: int, stream: SequenceStream, generation: Generation) -> None:
         pieces = self._parent.script(generation)
@@ -75,6 +95,7 @@ class FakeWorker:
                 usage = Usage(prompt=1, completion=count) if last else None
                 if last:
                     del self.running[sequence]
+                self.progressed = time.monotonic()
                 stream.push(Delta(sequence, text, "stop" if last else None, usage))
         except RosterError as error:
             del self.running[sequence]
@@ -99,6 +120,8 @@ class FakeWorkers:
         self.failures: dict[str, list[RosterError]] = {}
         self.history: list[str] = []
         self.wrongs: list[str] = []
+        #: What workers were told that happens all the time.
+        self.asides: list[str] = []
         self.workers: dict[str, FakeWorker] = {}
         self._gates: dict[str, asyncio.Event] = {}
         self._noted = asyncio.Event()
@@ -117,6 +140,9 @@ class FakeWorkers:
     def note(self, what: str) -> None:
         self.history.append(what)
         self._noted.set()
+
+    def note_quietly(self, what: str) -> None:
+        self.asides.append(what)
 
     async def seen(self, what: str, times: int = 1) -> None:
         """Wait until `what` is in the history so many times."""
@@ -141,14 +167,29 @@ class FakeWorkers:
 class FakeSources:
     """A `registry.ports.Sources` in which every model is here and takes `sizes[name]` bytes, 1 by default.
 
-    Of these, `banks[name]` are for its adapters, 0 by default.
+    Of these, `banks[name]` are for its adapters, 0 by default. A name in `gates` is downloaded until its event is set;
+    `failures[name]` are errors that the next searches end with.
     """
 
     def __init__(self, sizes: dict[str, int] | None = None, banks: dict[str, int] | None = None) -> None:
         self.sizes = sizes or {}
         self.banks = banks or {}
         self.located: list[str] = []
+        self.gates: dict[str, asyncio.Event] = {}
+        self.failures: dict[str, list[RosterError]] = {}
+        self.downloads: dict[str, tuple[int, int]] = {}
+
+    def progress(self) -> dict[str, tuple[int, int]]:
+        return self.downloads
 
     async def locate(self, name: str, entry: ModelEntry) -> Located:
         self.located.append(name)
+        if name in self.gates:
+            self.downloads[name] = (0, 1)
+            try:
+                await self.gates[name].wait()
+            finally:
+                del self.downloads[name]
+        if self.failures.get(name):
+            raise self.failures[name].pop(0)
         return Located(path=f"/fake/{name}", estimate=self.sizes.get(name, 1), bank=self.banks.get(name, 0))

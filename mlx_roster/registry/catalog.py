@@ -1,23 +1,35 @@
-"""What the roster names, and how a request's words become a Ref. Touches neither disk nor network."""
+"""What the roster names, and how a request's words become a Ref. Touches neither disk nor network, unless the roster's
+`unlisted` has requests name what lies there."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from bisect import bisect
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
 
 from mlx_roster.config import AdapterEntry, ModelEntry, Roster
 from mlx_roster.core import Ref
 from mlx_roster.errors import AdapterNotFound, InvalidRequest, ModelNotFound, ModelRequired
+from mlx_roster.registry.unlisted import Unlisted
 
 #: Adapters that a message names of a model that has very many.
 SHOWN = 20
 
+#: An unknown name is compared with about four times so many: ten thousand would hold up the event loop for long.
+NEIGHBOURS = 20
+
 
 class Catalog:
-    """Names, aliases and adapters of one roster. Immutable."""
+    """Names, aliases and adapters of one roster, and what else it allows. Immutable.
 
-    def __init__(self, roster: Roster) -> None:
+    `directory` is the server's, which paths of `unlisted` are relative to and never leave.
+    """
+
+    def __init__(self, roster: Roster, directory: Path | None = None) -> None:
         self.entries: Mapping[str, ModelEntry] = roster.models
+        self._unlisted = Unlisted(roster.unlisted, directory or Path.cwd())
         self._refs: dict[str, Ref] = {}
         for name, entry in roster.models.items():
             self._refs[name] = Ref(name)
@@ -29,15 +41,31 @@ class Catalog:
         self._default = roster.default_model or only
 
     def __iter__(self) -> Iterator[Ref]:
-        """Every model, each followed by its adapters, in the roster's order."""
+        """Every listed model, each followed by its adapters, in the roster's order."""
         for name, entry in self.entries.items():
             yield Ref(name)
             for adapter in entry.adapters:
                 yield Ref(name, adapter)
 
+    def entry(self, model: str) -> ModelEntry | None:
+        """The entry of a model by its canonical name: a listed one, or one that `unlisted` allows, made on the fly."""
+        listed = self.entries.get(model)
+        return listed if listed is not None or model in self._refs else self._unlisted.model_entry(model)
+
     def adapter(self, ref: Ref) -> AdapterEntry | None:
-        """The adapter that `ref` names, if it names one."""
-        return None if ref.adapter is None else self.entries[ref.model].adapters[ref.adapter]
+        """The adapter that `ref` names, if it names one.
+
+        Raises ModelNotFound or AdapterNotFound for what was there when `ref` was resolved, and is there no more.
+        """
+        entry = self.entry(ref.model)
+        if entry is None:
+            raise self._not_found(ref.model)
+        if ref.adapter is None:
+            return None
+        found = entry.adapters.get(ref.adapter) or self._unlisted.adapter_entry(ref.adapter)
+        if found is None:
+            raise _no_adapter(ref.model, ref.adapter, entry, param="adapters")
+        return found
 
     def resolve(self, model: str | None, adapters: str | None = None) -> Ref:
         """What a request means. Raises ModelRequired, ModelNotFound, AdapterNotFound or, for two adapters at once,
@@ -46,32 +74,62 @@ class Catalog:
             if self._default is None:
                 raise ModelRequired("name a model: this server has several and no default_model", param="model")
             model = self._default
-        ref = self._refs.get(model) or self._with_adapter(model)
+        ref = self._model(model) or self._with_adapter(model)
         if adapters is None:
             return ref
         if ref.adapter not in (None, adapters):
             raise InvalidRequest(f"model {model!r} already names the adapter {ref.adapter!r}", param="adapters")
         return self._adapted(ref.model, adapters, param="adapters")
 
+    def _model(self, words: str) -> Ref | None:
+        if words in self._refs:
+            return self._refs[words]
+        name = self._unlisted.model(words)
+        # What the roster calls by that name comes first, wherever it lies.
+        return None if name is None or name in self._refs else Ref(name)
+
     def _with_adapter(self, model: str) -> Ref:
         """`name:adapter`, where the name is an entry or an alias of one."""
         name, colon, adapter = model.rpartition(":")
-        base = self._refs.get(name) if colon else None
+        base = self._model(name) if colon else None
         if base is None or base.adapter is not None:
             raise self._not_found(model)
         return self._adapted(base.model, adapter, param="model")
 
     def _adapted(self, name: str, adapter: str, *, param: str) -> Ref:
-        known = self.entries[name].adapters
-        if adapter not in known:
-            there = f"it has {_listed(list(known))}" if known else "it has none"
-            raise AdapterNotFound(f"{name} has no adapter {_shown(adapter)}; {there}", param=param)
-        return Ref(name, adapter)
+        entry = self.entry(name)
+        if entry is None:
+            raise self._not_found(name)
+        found = adapter if adapter in entry.adapters else self._unlisted.adapter(adapter)
+        # A folder that is called as a listed adapter is not that adapter.
+        if found is None or (found != adapter and found in entry.adapters):
+            raise _no_adapter(name, adapter, entry, param=param)
+        return Ref(name, found)
 
     def _not_found(self, model: str) -> ModelNotFound:
-        close = difflib.get_close_matches(model[:100], self._refs, n=3, cutoff=0.5)
+        word = model[:100]
+        close = difflib.get_close_matches(word, self._neighbours(word), n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(close)}?" if close else "GET /v1/models lists those there are"
         return ModelNotFound(f"no model {_shown(model)} in the roster; {hint}", param="model")
+
+    def _neighbours(self, word: str) -> Iterable[str]:
+        """The names that may be close to `word`: of many, those that begin or end most like it."""
+        forwards, backwards = self._sorted
+        if len(forwards) <= 2 * NEIGHBOURS:
+            return forwards
+        ahead, behind = bisect(forwards, word), bisect(backwards, word[::-1])
+        alike = forwards[max(0, ahead - NEIGHBOURS) : ahead + NEIGHBOURS]
+        return {*alike, *(name[::-1] for name in backwards[max(0, behind - NEIGHBOURS) : behind + NEIGHBOURS])}
+
+    @cached_property
+    def _sorted(self) -> tuple[list[str], list[str]]:
+        """All names by their beginnings; and backwards, so by their ends."""
+        return sorted(self._refs), sorted(name[::-1] for name in self._refs)
+
+
+def _no_adapter(name: str, adapter: str, entry: ModelEntry, *, param: str) -> AdapterNotFound:
+    there = f"it has {_listed(list(entry.adapters))}" if entry.adapters else "it has none"
+    return AdapterNotFound(f"{name} has no adapter {_shown(adapter)}; {there}", param=param)
 
 
 def _listed(names: list[str]) -> str:

@@ -2,23 +2,31 @@
 
 A *ticket* is one request's claim on a model: first a place in the queue, then a lease, until it leaves.
 A *serial* is one Resident: a model that is unloaded and loaded again comes back under another serial.
+A *job* is one search for a model's files, downloads included: it ends before there is a Resident.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mlx_roster.errors import RosterError
+from mlx_roster.registry.policy import Policy, Terms
 
 
 @dataclass(frozen=True, slots=True)
 class Acquire:
-    """A request wants `model`, which is expected to take `estimate` bytes. The ticket is new."""
+    """A request wants `model`. The ticket is new.
+
+    `keep_alive` is how long the model is to stay after this request, in seconds; None leaves that to its ttl. One that
+    is `exempt` (a preload, an operator's wish) is held up by no limit, no deadline and no cooldown.
+    """
 
     at: float
     ticket: int
     model: str
-    estimate: int
+    keep_alive: float | None = None
+    exempt: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +38,35 @@ class Leave:
 
 
 @dataclass(frozen=True, slots=True)
+class Located:
+    """The model's files are here, and loaded it is expected to take `estimate` bytes."""
+
+    at: float
+    job: int
+    estimate: int
+
+
+@dataclass(frozen=True, slots=True)
+class LocateFailed:
+    """The model's files are not to be had."""
+
+    at: float
+    job: int
+    error: RosterError
+
+
+@dataclass(frozen=True, slots=True)
+class LocateProgressed:
+    """At `since`, which may be past, the download of `job` got further."""
+
+    at: float
+    job: int
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
 class Loaded:
-    """The worker of `serial` is ready and takes `measured` bytes; for adapters it may come to take `growth` more."""
+    """The worker of `serial` is ready and takes `measured` bytes; it may come to take `growth` more."""
 
     at: float
     serial: int
@@ -50,13 +85,26 @@ class LoadFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class Progressed:
+    """At `since`, which may be past, the load of `serial` got further, or its worker produced something."""
+
+    at: float
+    serial: int
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
 class Reported:
-    """A ready worker takes `measured` bytes now, and may come to take `growth` more."""
+    """A ready worker takes `measured` bytes now, and may come to take `growth` more.
+
+    Of the measured ones, it would give back `spare` at once if it were told to.
+    """
 
     at: float
     serial: int
     measured: int
     growth: int = 0
+    spare: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +123,60 @@ class Unloaded:
     serial: int
 
 
-Event = Acquire | Leave | Loaded | LoadFailed | Reported | Died | Unloaded
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """An operator pins a model, or unpins it, whatever its entry says."""
+
+    at: float
+    model: str
+    pinned: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Withdraw:
+    """An operator wants `model` unloaded: once its leases have ended or, with `force`, now."""
+
+    at: float
+    model: str
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Configure:
+    """The roster has changed, or is there for the first time. `terms` has every model there now is.
+
+    A Resident whose model is gone from `terms`, or has another `version` there, drains.
+    """
+
+    at: float
+    policy: Policy
+    terms: Mapping[str, Terms]
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed: `Residency.wake` said when this was due."""
+
+    at: float
+
+
+Event = (
+    Acquire
+    | Leave
+    | Located
+    | LocateFailed
+    | LocateProgressed
+    | Loaded
+    | LoadFailed
+    | Progressed
+    | Reported
+    | Died
+    | Unloaded
+    | Pin
+    | Withdraw
+    | Configure
+    | Tick
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +188,36 @@ class Grant:
 
 
 @dataclass(frozen=True, slots=True)
+class Queue:
+    """`ticket` has to wait. `why`: for people."""
+
+    ticket: int
+    model: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class Refuse:
     """`ticket` is out, with this error."""
 
     ticket: int
+    model: str
     error: RosterError
+
+
+@dataclass(frozen=True, slots=True)
+class Locate:
+    """Find `model`'s files, and download what is not here; answer with Located or LocateFailed."""
+
+    model: str
+    job: int
+
+
+@dataclass(frozen=True, slots=True)
+class CancelLocate:
+    """Nobody waits for this any more: end it. What it would answer is ignored."""
+
+    job: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +231,18 @@ class StartLoad:
 
 @dataclass(frozen=True, slots=True)
 class CancelLoad:
-    """Nobody waits for this load any more: end it and answer with Unloaded."""
+    """End this load and answer with Unloaded."""
 
     serial: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """`serial` takes no new leases from here on: only said, there is nothing to do. Unload follows its last lease."""
+
+    serial: int
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +250,23 @@ class Unload:
     """Stop the worker of `serial`, which has no leases, and answer with Unloaded."""
 
     serial: int
+    why: str
 
 
-Action = Grant | Refuse | StartLoad | CancelLoad | Unload
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Stop the worker of `serial` although it has leases: its streams end with `error`. Answer with Unloaded."""
+
+    serial: int
+    error: RosterError
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """The worker of `serial` may take `size` bytes from now on: its own, and what nobody else needs."""
+
+    serial: int
+    size: int
+
+
+Action = Grant | Queue | Refuse | Locate | CancelLocate | StartLoad | CancelLoad | Drain | Unload | Cut | Share

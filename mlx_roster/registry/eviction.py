@@ -22,22 +22,29 @@ def victims(candidates: Sequence[Candidate], need: int) -> list[Candidate] | Non
     """
     if need <= 0:
         return []
-    by_size = sorted((candidate.size for candidate in candidates), reverse=True)
-    count = _fewest(by_size, need)
+    count = _fewest(sorted((candidate.size for candidate in candidates), reverse=True), need)
     if count is None:
         return None
     chosen: list[Candidate] = []
     left = sorted(candidates, key=lambda candidate: (candidate.idle_since, candidate.serial))
     while need > 0:
-        # The oldest that still leaves the job possible for the places that remain.
-        for candidate in left:
-            rest = sorted((other.size for other in left if other is not candidate), reverse=True)
-            if candidate.size + sum(rest[: count - len(chosen) - 1]) >= need:
-                break
-        left.remove(candidate)
-        chosen.append(candidate)
-        need -= candidate.size
+        oldest = _oldest_that_leaves_it_possible(left, need, count - len(chosen) - 1)
+        left.remove(oldest)
+        chosen.append(oldest)
+        need -= oldest.size
     return chosen
+
+
+def _oldest_that_leaves_it_possible(left: Sequence[Candidate], need: int, places: int) -> Candidate:
+    """The first of `left` with which, and with the `places` largest others, `need` is reached."""
+    sizes = sorted((candidate.size for candidate in left), reverse=True)
+    largest, next_largest = sum(sizes[:places]), sizes[places] if places < len(sizes) else 0
+    for candidate in left:
+        among_them = places > 0 and candidate.size >= sizes[places - 1]
+        others = largest - candidate.size + next_largest if among_them else largest
+        if candidate.size + others >= need:
+            return candidate
+    raise AssertionError("as many as are left do not suffice")
 
 
 def _fewest(sizes: Sequence[int], need: int) -> int | None:

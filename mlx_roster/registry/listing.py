@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class Listing:
     """A catalog entry and its Resident, if it has one. Bytes are None where they are not known yet.
 
-    `measured` is what is taken now, without what adapters may come to add.
+    `state` is that of `overview.ModelStatus`. `measured` is what is taken now, without what may still come.
     An adapter has its base as `parent` and shows its base's state: the two are resident together or not at all.
     """
 
@@ -23,4 +23,5 @@ class Listing:
     measured: int | None
     in_flight: int
     queued: int
+    pinned: bool
     max_context: int | None

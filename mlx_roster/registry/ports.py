@@ -5,11 +5,12 @@ Nothing here says that a worker is one process, or a process at all.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Protocol
 
 from mlx_roster.config import ModelEntry
-from mlx_roster.core import Capabilities, Delta, Generation, Located, Measured, ModelSource, Owner
+from mlx_roster.core import Capabilities, Delta, Generation, Limits, Located, Measured, ModelSource, Owner
+from mlx_roster.errors import RosterError
 
 
 class Stream(Protocol):
@@ -37,8 +38,22 @@ class Worker(Protocol):
     @property
     def capabilities(self) -> Capabilities: ...
 
+    @property
+    def progressed(self) -> float:
+        """When it was loaded or last produced anything for a sequence, in `time.monotonic()`."""
+
     def submit(self, generation: Generation) -> Stream:
         """Start a sequence now. Never blocks."""
+
+    def share(self, size: int) -> None:
+        """It may take so many bytes from now on. Past that it gives up its prompt cache and admits no new sequence as
+        long as others run. Never blocks."""
+
+    def limit(self, limits: Limits) -> None:
+        """Live by these limits from now on; adapters that were pinned are so no longer. Never blocks."""
+
+    def cut(self, error: RosterError) -> None:
+        """End every open stream with `error`, now. To be followed by `stop`."""
 
     async def stop(self) -> None:
         """Let the worker go; returns when all that it held is given back. Idempotent."""
@@ -56,7 +71,11 @@ class Workers(Protocol):
 
 
 class Sources(Protocol):
-    """Where models come from. Single-flight per entry; a failure is not remembered."""
+    """Where models come from. A failure is not remembered."""
 
     async def locate(self, name: str, entry: ModelEntry) -> Located:
-        """Downloads what is not here yet. Raises LoadFailed. Cancelling leaves the job to others who wait for it."""
+        """Downloads what is not here yet. Raises LoadFailed. Cancelling the call ends the download; what is there of it
+        is kept, and the next call goes on from there. Called once at a time for a name."""
+
+    def progress(self) -> Mapping[str, tuple[int, int]]:
+        """The downloads that are going on: name → (bytes here, bytes in all)."""

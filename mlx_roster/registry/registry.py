@@ -1,4 +1,4 @@
-"""The registry as the server sees it: resolve a name, hold a lease, list what there is.
+"""The registry as the server sees it: resolve a name, hold a lease, list what there is, change what there is.
 
 It owns a `Residency`, performs the actions that come out of it and feeds the results back in as events. Everything
 here runs on one event loop, and each event is decided without an await: there are no locks.
@@ -11,82 +11,63 @@ import itertools
 import logging
 import time
 import warnings
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Self
 
-import msgspec
-
-from mlx_roster.config import Defaults, Roster, format_bytes
-from mlx_roster.core import AdapterSource, Generation, Located, Measured, ModelSource, Ref
-from mlx_roster.errors import Draining, LoadFailed, LoadOutOfMemory, RosterError, WorkerCrashed
-from mlx_roster.registry import events
+from mlx_roster import __version__
+from mlx_roster.config import Defaults, Roster
+from mlx_roster.core import AdapterSource, Ref
+from mlx_roster.errors import Draining, ModelNotFound, RosterError, WorkerCrashed
+from mlx_roster.registry import events, status
 from mlx_roster.registry.catalog import Catalog
+from mlx_roster.registry.holding import Holding, Lease
+from mlx_roster.registry.journal import Follower, Journal
 from mlx_roster.registry.listing import Listing
-from mlx_roster.registry.ports import Sources, Stream, Worker, Workers
+from mlx_roster.registry.overview import Change, ModelStatus, Overview, Preloads, Reload
+from mlx_roster.registry.performer import Performer
+from mlx_roster.registry.policy import Policy
+from mlx_roster.registry.ports import Sources, Workers
 from mlx_roster.registry.resident import State
 from mlx_roster.registry.state import Residency
+from mlx_roster.registry.tenancy import CatalogTerms
 
 logger = logging.getLogger(__name__)
 
 
-class Holding:
-    """A Resident's side of the world: the job that loads it, then the worker that holds it, whose owner it is."""
-
-    def __init__(self, model: str, serial: int, feed: Callable[[events.Event], None]) -> None:
-        self.model = model
-        self.serial = serial
-        self.load: asyncio.Task[None] | None = None
-        self.worker: Worker | None = None
-        self.started = _now()
-        self.loaded: float | None = None
-        self.progress = (0, 0)
-        self._feed = feed
-
-    # ports.Owner
-
-    def on_progress(self, done: int, total: int) -> None:
-        self.progress = (done, total)
-
-    def on_report(self, measured: Measured) -> None:
-        self._feed(events.Reported(_now(), self.serial, measured.active, measured.growth))
-
-    def on_death(self) -> None:
-        logger.error("the worker of %s died", self.model)
-        self._feed(events.Died(_now(), self.serial))
-
-
-class Lease:
-    """The right to use a Resident: it cannot be evicted before the `async with` that gave this is left."""
-
-    def __init__(self, ref: Ref, worker: Worker, adapter: AdapterSource | None, wait_ms: float, load_ms: float) -> None:
-        self.ref = ref
-        self.wait_ms = wait_ms
-        self.load_ms = load_ms
-        self._worker = worker
-        self._adapter = adapter
-
-    def submit(self, generation: Generation) -> Stream:
-        """Start a sequence on the Resident, through the adapter that the Ref names."""
-        return self._worker.submit(msgspec.structs.replace(generation, adapter=self._adapter))
-
-
 class Registry:
-    """Leases on models under a budget of bytes. Use as an async context manager: leaving it stops all workers."""
+    """Leases on models under a budget of bytes. Use as an async context manager: leaving it stops all workers.
 
-    def __init__(self, roster: Roster, workers: Workers, sources: Sources, budget: int) -> None:
-        self.catalog = Catalog(roster)
-        self._roster = roster
-        self._workers = workers
-        self._sources = sources
-        self._state = Residency(budget)
+    `directory` is what unlisted paths are relative to: see `Catalog`. A `clock` other than the event loop's does not
+    wake anybody: call `tick` when it has been put forward.
+    """
+
+    def __init__(
+        self,
+        roster: Roster,
+        workers: Workers,
+        sources: Sources,
+        budget: int,
+        *,
+        directory: Path | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.roster = roster
+        self.catalog = Catalog(roster, directory or Path.cwd())
+        self.preloads = Preloads()
+        self._directory = directory or Path.cwd()
+        policy = Policy.of(roster.scheduling, budget)
+        self._state = Residency(policy, CatalogTerms(self.catalog, roster.scheduling))
+        self._journal = Journal(self._status_or_none, self.overview)
+        self._now = clock
+        self._performer = Performer(self._state, workers, sources, self._journal, self.catalog, clock)
         self._created = int(time.time())
-        # By serial, by model, by ticket.
-        self._holdings: dict[int, Holding] = {}
-        self._located: dict[str, Located] = {}
-        self._waiting: dict[int, asyncio.Future[int]] = {}
+        self._started = self._now()
         self._tickets = itertools.count(1)
-        self._jobs: set[asyncio.Task[None]] = set()
+        self._reload: tuple[float, Reload] | None = None
+        self._preloading: asyncio.Task[None] | None = None
         self._open = False
 
     async def __aenter__(self) -> Self:
@@ -94,17 +75,16 @@ class Registry:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
+        self.stop_admitting()
+        await self._performer.close()
+
+    def stop_admitting(self) -> None:
+        """From now on nobody gets a lease: who waits for one, and who comes, is told that the server is shutting down.
+        Leases that are held go on."""
         self._open = False
-        for ticket, future in list(self._waiting.items()):
-            if not future.done():
-                future.set_exception(Draining("the server is shutting down"))
-                self._feed(events.Leave(_now(), ticket))  # the last to leave a load cancels it
-        while self._jobs:  # a load that ends may be followed by an unload
-            await asyncio.gather(*self._jobs, return_exceptions=True)
-        workers = [holding.worker for holding in self._holdings.values() if holding.worker is not None]
-        for failed in await asyncio.gather(*(worker.stop() for worker in workers), return_exceptions=True):
-            if failed is not None:
-                logger.error("a worker could not be stopped", exc_info=failed)
+        if self._preloading is not None:
+            self._preloading.cancel()
+        self._performer.refuse_waiting(Draining("the server is shutting down"))
 
     def __del__(self) -> None:
         if self._open:
@@ -116,12 +96,13 @@ class Registry:
     def validate(self) -> None:
         """Raise AssertionError where an invariant of the state, or of this shell over it, is broken."""
         self._state.validate()
-        assert self._holdings.keys() <= self._state.residents.keys(), f"a worker without a Resident: {self!r}"
-        ready = [serial for serial, r in self._state.residents.items() if r.state is State.READY]
-        assert all(self._holdings[serial].worker is not None for serial in ready), f"ready without a worker: {self!r}"
-        assert self._state.queue.keys() <= self._waiting.keys(), f"a waiter that nobody awaits: {self!r}"
+        self._performer.validate()
 
-    # What the server asks
+    def tick(self) -> None:
+        """Do what has fallen due. The event loop's timer calls this by itself."""
+        self._performer.tick()
+
+    # What a request needs
 
     def resolve(self, model: str | None, adapters: str | None = None) -> Ref:
         """What a request's words mean; see `Catalog.resolve`."""
@@ -129,169 +110,171 @@ class Registry:
 
     def defaults(self, ref: Ref) -> Defaults:
         """Request defaults for `ref`: the entry's own, then the file's; None where neither says anything."""
-        entry = self.catalog.entries[ref.model].defaults.model_dump(exclude_none=True)
-        return self._roster.defaults.model_copy(update=entry)
+        entry = self.catalog.entry(ref.model)
+        if entry is None:
+            return self.roster.defaults
+        return self.roster.defaults.model_copy(update=entry.defaults.model_dump(exclude_none=True))
 
     @asynccontextmanager
-    async def lease(self, ref: Ref) -> AsyncIterator[Lease]:
+    async def lease(self, ref: Ref, keep_alive: float | None = None, *, exempt: bool = False) -> AsyncIterator[Lease]:
         """Wait for `ref`'s model to be ready and hold it until the block ends.
 
-        Raises ModelTooLarge, LoadFailed, WorkerCrashed or Draining. Cancelling the wait gives the place up.
+        `keep_alive` and `exempt`: see `events.Acquire`. Raises CapacityError, LoadFailed, WorkerCrashed, ModelNotFound
+        or AdapterNotFound. Cancelling the wait gives the place up.
         """
-        asked = _now()
-        estimate = await self._estimate(ref.model)
-        if not self._open:  # after the last await before the queue: nothing joins it once it has been emptied
+        if not self._open:
             raise Draining("the server is shutting down")
-        ticket = next(self._tickets)
-        granted = self._waiting[ticket] = asyncio.get_running_loop().create_future()
+        asked, ticket = self._now(), next(self._tickets)
+        granted = self._performer.expect(ticket)
         try:
-            self._feed(events.Acquire(_now(), ticket, ref.model, estimate))
+            self._performer.feed(events.Acquire(asked, ticket, ref.model, keep_alive, exempt))
             yield self._lease(ref, await granted, asked)
         finally:
-            del self._waiting[ticket]
-            self._feed(events.Leave(_now(), ticket))
+            self._performer.forget(ticket)
+            self._performer.feed(events.Leave(self._now(), ticket))
+
+    def _lease(self, ref: Ref, holding: Holding | None, asked: float) -> Lease:
+        if holding is None or holding.worker is None or holding.loaded is None:
+            raise WorkerCrashed(f"the worker of {ref.model} died before the request reached it")
+        # As the roster is now: it may have changed since the request was resolved.
+        spec = self.catalog.adapter(ref)
+        adapter = None if spec is None else AdapterSource(ref.id, str(spec.source), spec.pin)
+        load = max(0.0, holding.loaded - max(asked, holding.started))
+        return Lease(ref, holding.worker, adapter, (self._now() - asked) * 1000, load * 1000)
+
+    # What there is
 
     def listing(self) -> list[Listing]:
         """Every model and adapter of the catalog, loaded or not. Resets no timer."""
-        return [self._listed(ref) for ref in self.catalog]
+        lister = status.Lister(self._state.board, self.catalog, self._created, self._now())
+        return [lister.listed(ref) for ref in self.catalog]
 
     def find(self, name: str) -> Listing:
         """One of them, by id or alias. Raises ModelNotFound or AdapterNotFound."""
-        return self._listed(self.catalog.resolve(name))
+        lister = status.Lister(self._state.board, self.catalog, self._created, self._now())
+        return lister.listed(self.catalog.resolve(name))
 
     def status(self) -> dict[str, int]:
         """How many Residents are in which state."""
-        states = [resident.state for resident in self._state.residents.values()]
-        return {state.value: states.count(state) for state in (State.LOADING, State.READY, State.UNLOADING)}
+        states = [resident.state for resident in self._state.board.ledger]
+        shown = (State.LOADING, State.READY, State.DRAINING, State.UNLOADING)
+        return {state.value: states.count(state) for state in shown}
 
-    def progress(self) -> dict[str, tuple[int, int]]:
+    def progress(self) -> Mapping[str, tuple[int, int]]:
         """The loads that are going on: model → (bytes loaded, bytes in all)."""
-        return {h.model: h.progress for h in self._holdings.values() if h.loaded is None}
+        return self._performer.loads()
 
-    # Inside
+    def model_status(self, name: str) -> ModelStatus:
+        """One model, by id or alias; an adapter's name means its base. Raises ModelNotFound or AdapterNotFound."""
+        return self._status(self._model(name))
 
-    async def _estimate(self, model: str) -> int:
-        """Bytes that `model` is expected to take. Without an await where it is known already."""
-        located = self._located.get(model)
-        if located is None:
-            located = self._located[model] = await self._sources.locate(model, self.catalog.entries[model])
-        return located.estimate
-
-    def _lease(self, ref: Ref, serial: int, asked: float) -> Lease:
-        holding = self._holdings.get(serial)
-        if holding is None or holding.worker is None or holding.loaded is None:
-            raise WorkerCrashed(f"the worker of {ref.model} died before the request reached it")
-        load = max(0.0, holding.loaded - max(asked, holding.started))
-        spec = self.catalog.adapter(ref)
-        adapter = None if spec is None else AdapterSource(ref.id, str(spec.source), spec.pin)
-        return Lease(ref, holding.worker, adapter, (_now() - asked) * 1000, load * 1000)
-
-    def _listed(self, ref: Ref) -> Listing:
-        entry = self.catalog.entries[ref.model]
-        spec = self.catalog.adapter(ref)
-        resident = self._state.resident(ref.model)
-        located = self._located.get(ref.model)
-        return Listing(
-            id=ref.id,
-            parent=None if spec is None else ref.model,
-            created=self._created,
-            aliases=tuple(entry.aliases if spec is None else spec.aliases),
-            adapters=tuple(entry.adapters) if spec is None else (),
-            state="unloaded" if resident is None else resident.state.value,
-            estimated=None if located is None else located.estimate,
-            measured=None if resident is None else resident.measured,
-            in_flight=0 if resident is None else len(resident.leases),
-            queued=self._state.waiting(ref.model),
-            max_context=entry.max_context,
+    def overview(self) -> Overview:
+        """Everything there is to say of Residents, the queue and what was resident before."""
+        board, at = self._state.board, self._now()
+        reload = None if self._reload is None else replace(self._reload[1], seconds_ago=at - self._reload[0])
+        return Overview(
+            version=__version__,
+            uptime_seconds=at - self._started,
+            memory=status.memory(board),
+            queued=len(board.queue),
+            preload=self.preloads,
+            reload=reload,
+            models=tuple(map(self._status, status.noteworthy(board))),
         )
 
-    def _feed(self, event: events.Event) -> None:
-        """Hand one event to the state and perform what comes out."""
-        if isinstance(event, events.LoadFailed | events.Died | events.Unloaded):
-            self._holdings.pop(event.serial, None)
-        for action in self._state.handle(event):
-            self._perform(action)
+    @asynccontextmanager
+    async def changes(self) -> AsyncIterator[Follower]:
+        """`async with registry.changes() as changes: async for item in changes`: an Overview first, then a Change for
+        each decision; and another Overview where the reader has fallen far behind."""
+        with self._journal.follow() as follower:
+            yield follower
 
-    def _perform(self, action: events.Action) -> None:
-        match action:
-            case events.Grant(ticket, serial):
-                if not self._waiting[ticket].done():
-                    self._waiting[ticket].set_result(serial)
-            case events.Refuse(ticket, error):
-                logger.info("refused: %s", error)
-                if not self._waiting[ticket].done():
-                    self._waiting[ticket].set_exception(error)
-            case events.StartLoad(model, serial, size):
-                logger.info("loading %s, %s", model, format_bytes(size))
-                holding = self._holdings[serial] = Holding(model, serial, self._feed)
-                holding.load = self._job(self._load(holding, self._source(model)))
-                holding.load.add_done_callback(lambda load: self._load_ended(holding, load))
-            case events.CancelLoad(serial):
-                logger.info("nobody waits for %s any more", self._holdings[serial].model)
-                load = self._holdings[serial].load
-                assert load is not None
-                load.cancel()
-            case events.Unload(serial):
-                logger.info("unloading %s", self._holdings[serial].model)
-                self._job(self._unload(self._holdings[serial]))
+    def listen(self, listener: Callable[[Change], None]) -> None:
+        """Have `listener` called with every Change, on the event loop, as long as the registry lives."""
+        self._journal.listen(listener)
 
-    def _source(self, model: str) -> ModelSource:
-        entry, located = self.catalog.entries[model], self._located[model]
-        return ModelSource(
-            name=model,
-            path=located.path,
-            memory=self._state.budget,
-            max_concurrency=entry.max_concurrency,
-            max_context=entry.max_context,
-            max_adapters=entry.max_adapters,
-            prompt_cache_entries=entry.prompt_cache.entries,
-            prompt_cache_bytes=entry.prompt_cache.budget,
-            bank=located.bank,
-        )
+    def _model(self, name: str) -> str:
+        """The model that an operator means: one that is no longer in the roster too, as long as it is not gone."""
+        if self._state.board.ledger.departing(name):
+            return name
+        return self.catalog.resolve(name).model
 
-    def _job(self, coroutine: Coroutine[None, None, None]) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(coroutine)
-        self._jobs.add(task)
-        task.add_done_callback(self._jobs.discard)
-        return task
+    def _status(self, model: str) -> ModelStatus:
+        return status.model_status(self._state.board, model, self._now(), self._performer.progress())
 
-    async def _load(self, holding: Holding, source: ModelSource) -> None:
-        """A load job: ends in Loaded or LoadFailed, or is cancelled: see `_load_ended`."""
-        serial = holding.serial
-        try:
-            worker = await self._workers.load(source, holding)
-        except RosterError as error:
-            logger.warning("loading %s failed: %s", source.name, error)
-            self._load_failed(serial, source.name, error)
-        except Exception:
-            logger.exception("loading %s failed", source.name)
-            self._load_failed(serial, source.name, LoadFailed(f"{source.name} could not be loaded"))
-        else:
-            holding.worker, holding.loaded = worker, _now()
-            took, measured = holding.loaded - holding.started, worker.measured
-            logger.info("loaded %s in %.1f s, %s", source.name, took, format_bytes(measured.active))
-            self._feed(events.Loaded(holding.loaded, serial, measured.active, measured.growth))
+    def _status_or_none(self, model: str) -> ModelStatus | None:
+        known = model in self._state.board.terms or model in self._state.board.records
+        return self._status(model) if known else None
 
-    def _load_ended(self, holding: Holding, load: asyncio.Task[None]) -> None:
-        """Not part of the job: one that is cancelled before its first step never runs."""
-        if load.cancelled():
-            self._feed(events.Unloaded(_now(), holding.serial))
+    # What an operator may do. Names are ids or aliases; an adapter's means its base.
 
-    def _load_failed(self, serial: int, model: str, error: RosterError) -> None:
-        oom = isinstance(error, LoadOutOfMemory)
-        self._feed(events.LoadFailed(_now(), serial, error, out_of_memory=oom))
-        if not oom and self._state.resident(model) is None:
-            # The files may have changed under us: look at them again next time.
-            self._located.pop(model, None)
+    async def load(self, name: str) -> ModelStatus:
+        """Load a model, past limits and cooldowns. Returns when it is ready; raises what `lease` raises."""
+        ref = Ref(self.catalog.resolve(name).model)
+        async with self.lease(ref, exempt=True):
+            pass
+        return self._status(ref.model)
 
-    async def _unload(self, holding: Holding) -> None:
-        assert holding.worker is not None
-        try:
-            await holding.worker.stop()
-        finally:
-            # Whatever went wrong, those who wait for the room must not wait for ever.
-            self._feed(events.Unloaded(_now(), holding.serial))
+    def unload(self, name: str, *, force: bool = False) -> ModelStatus:
+        """Begin to unload a model: after its last lease or, with `force`, now. How it stands then."""
+        model = self._model(name)
+        self._performer.feed(events.Withdraw(self._now(), model, force))
+        return self._status(model)
 
+    async def gone(self, name: str) -> ModelStatus:
+        """Wait until no worker has the model any more that has it now."""
+        model = self._model(name)
+        await self._performer.gone(model)
+        return self._status(model)
 
-def _now() -> float:
-    return time.monotonic()
+    def pin(self, name: str, pinned: bool) -> ModelStatus:
+        """Keep a model from being unloaded, or no longer so, until its entry changes."""
+        model = self.catalog.resolve(name).model
+        self._performer.feed(events.Pin(self._now(), model, pinned))
+        self._journal.say("pin", model, pinned=pinned)
+        return self._status(model)
+
+    # The roster
+
+    def reconfigure(self, roster: Roster, budget: int) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+        """Apply a roster that is known to be right, in one step: the models that were added, changed and removed.
+
+        What is unchanged stays loaded, and no stream is cut. Adapters, names, limits and defaults change under it.
+        """
+        before, self.roster = self.roster, roster
+        self.catalog = Catalog(roster, self._directory)
+        policy = Policy.of(roster.scheduling, budget)
+        self._performer.follow(self.catalog, policy, CatalogTerms(self.catalog, roster.scheduling))
+        added = tuple(name for name in roster.models if name not in before.models)
+        removed = tuple(name for name in before.models if name not in roster.models)
+        kept = (name for name in roster.models if name in before.models)
+        changed = tuple(name for name in kept if roster.models[name] != before.models[name])
+        return added, changed, removed
+
+    def reload_ended(self, reload: Reload) -> None:
+        """Remember how the latest reload went."""
+        self._reload = (self._now(), reload)
+        # What was wrong has been logged where it was found.
+        level = logging.INFO if reload.ok else logging.DEBUG
+        names = {"added": reload.added, "changed": reload.changed, "removed": reload.removed}
+        shown = {what: ",".join(found) for what, found in names.items() if found}
+        self._journal.say("reload", None, level, ok=reload.ok, error=reload.error, **shown)
+
+    def start_preloads(self) -> None:
+        """Load what is to be loaded at the start, one after the other in the roster's order."""
+        names = [name for name, entry in self.roster.models.items() if entry.preload]
+        self.preloads = Preloads(len(names))
+        self._preloading = asyncio.get_running_loop().create_task(self._preload(names))
+
+    async def _preload(self, names: list[str]) -> None:
+        for name in names:
+            try:
+                async with self.lease(Ref(name), exempt=True):
+                    pass
+            except (ModelNotFound, Draining):
+                pass  # it was taken out of the roster meanwhile, or unloaded by an operator
+            except RosterError as error:
+                logger.warning("preloading %s failed: %s", name, error)
+                self.preloads = replace(self.preloads, failed=(*self.preloads.failed, name))
+                continue
+            self.preloads = replace(self.preloads, done=self.preloads.done + 1)

@@ -2,57 +2,91 @@
 
 from __future__ import annotations
 
-from collections import deque
+import math
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from enum import Enum
+
+from mlx_roster.registry.record import Record
 
 
 class State(Enum):
     LOADING = "loading"  # admitted: its bytes are reserved; `started` says whether a worker is at it
     READY = "ready"  # takes leases
-    UNLOADING = "unloading"  # takes none, is never revived; its memory is still held
+    DRAINING = "draining"  # takes none, is never revived; those it has run to their end
+    UNLOADING = "unloading"  # has none; its memory is still held
     GONE = "gone"  # a terminal state: the object is no longer in the table
 
 
 _MOVES = {
     State.LOADING: {State.READY, State.UNLOADING, State.GONE},
-    State.READY: {State.UNLOADING, State.GONE},
+    State.READY: {State.DRAINING, State.UNLOADING, State.GONE},
+    State.DRAINING: {State.UNLOADING, State.GONE},
     State.UNLOADING: {State.GONE},
     State.GONE: set(),
 }
 
+#: Those that the budget must have room for from now on; the others are on their way out.
+STAYING = frozenset({State.LOADING, State.READY})
+
 
 class InvalidTransition(Exception):
-    """A move that the table forbids: a bug. Carries the Resident's last events."""
+    """A move that the table forbids: a bug. Carries the model's last events."""
 
     def __init__(self, resident: Resident, to: State) -> None:
-        super().__init__(f"{resident} cannot become {to.name}; its story: {list(resident.story)}")
+        super().__init__(f"{resident} cannot become {to.name}; its story: {list(resident.record.story)}")
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Resident:
     """A model that has bytes in the budget."""
 
-    model: str
+    record: Record
     serial: int
     estimated: int
+    version: Hashable = None
+    pinned: bool = False
     state: State = State.LOADING
-    started: bool = False
+    started: float | None = None
+    #: When its load, or what it runs, last got any further.
+    progressed: float = 0.0
     retried: bool = False  # the one retry after running out of memory is used up
+    cut: bool = False  # its worker has been told to stop, leases or not
+    loaded: float = 0.0
+    #: Until then it takes leases, whoever waits.
+    fresh_until: float = 0.0
     measured: int | None = None
-    growth: int = 0  # what adapters may still add to the measurement
+    growth: int = 0  # what it may still come to take
+    spare: int = 0  # of `measured`, what it would give back at once
+    share: int | None = None  # what it was last told it may take
     leases: set[int] = field(default_factory=set)
     idle_since: float = 0.0
-    story: deque[tuple[float, str]] = field(default_factory=lambda: deque(maxlen=16))
+    #: Seconds that it stays when idle.
+    keep: float = math.inf
+
+    @property
+    def model(self) -> str:
+        return self.record.model
 
     @property
     def size(self) -> int:
-        """Bytes: once there is a measurement, that and its growth, until then the estimate."""
-        return self.estimated if self.measured is None else self.measured + self.growth
+        """Bytes that it needs: once there is a measurement, that and its growth, until then the estimate."""
+        return self.estimated if self.measured is None else self.measured - self.spare + self.growth
+
+    @property
+    def taken(self) -> int:
+        """Bytes that nobody else can have right now."""
+        if self.started is None:
+            return 0
+        return self.size if self.measured is None else max(self.size, self.measured)
+
+    @property
+    def stays(self) -> bool:
+        return self.state in STAYING
 
     @property
     def idle(self) -> bool:
-        """May be evicted: ready, and nobody uses it."""
+        """Ready, and nobody uses it."""
         return self.state is State.READY and not self.leases
 
     def move(self, to: State, at: float, why: str) -> None:
@@ -60,9 +94,9 @@ class Resident:
         if to not in _MOVES[self.state]:
             raise InvalidTransition(self, to)
         self.state = to
-        self.story.append((at, f"{to.name}: {why}"))
+        self.record.note(at, f"{to.value}: {why}")
 
     def __repr__(self) -> str:
         uses = f" {len(self.leases)} leases" if self.leases else ""
-        pending = "" if self.started or self.state is not State.LOADING else " (waits for room)"
+        pending = "" if self.started is not None or self.state is not State.LOADING else " (waits for room)"
         return f"{self.model} {self.state.name}{pending}{uses}"

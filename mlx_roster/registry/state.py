@@ -1,295 +1,310 @@
 """Which models are resident: events in, actions out. No await, no clock, no I/O, no logging.
 
 A request's ticket meets one of five outcomes at once: granted, joined to a load, starting a load, queued, refused.
-The queue is collated: whenever a model becomes ready, all who wait for it are served, whatever their place.
-
-Bytes are counted twice, because a departing Resident holds its memory until its process is gone:
+docs/scheduling.md states the rules. Bytes are counted twice, because a departing Resident holds its memory until its
+process is gone:
 
 * *committed*: what the Residents that stay will take. A load is admitted only if this stays within the budget.
 * *held*: what is taken right now, departures included. An admitted load starts only once this stays within the budget.
 
-In both, room that a Resident's adapters may still need is taken: they are let in without asking here.
+In both, room that a Resident may still need (for adapters, for what it is reserved to run) is taken.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 from mlx_roster.config import format_bytes
-from mlx_roster.errors import ModelTooLarge, RosterError
-from mlx_roster.registry.events import (
-    Acquire,
-    Action,
-    CancelLoad,
-    Died,
-    Event,
-    Grant,
-    Leave,
-    Loaded,
-    LoadFailed,
-    Refuse,
-    Reported,
-    StartLoad,
-    Unload,
-    Unloaded,
-)
-from mlx_roster.registry.eviction import Candidate, victims
+from mlx_roster.errors import Draining, LoadCooldown, ModelNotFound, QueueFull, RosterError
+from mlx_roster.registry import deadlines, events, proof, room
+from mlx_roster.registry.board import Board
+from mlx_roster.registry.events import Action, Event
+from mlx_roster.registry.forecast import retry_after, why_it_waits
+from mlx_roster.registry.policy import Policy, Terms
+from mlx_roster.registry.queue import Line, Waiter
+from mlx_roster.registry.record import Record
 from mlx_roster.registry.resident import Resident, State
-
-
-@dataclass(frozen=True, slots=True)
-class Waiter:
-    """A ticket in the queue."""
-
-    ticket: int
-    model: str
-    estimate: int
-    since: float
 
 
 class Residency:
     """The state machine. One owner, no locks; `validate` states what must hold after every event."""
 
-    def __init__(self, budget: int) -> None:
-        self.budget = budget
-        # All mutable state: the Residents by serial, the queue in order of arrival, who holds which lease,
-        # and what each model took, growth included, when it was last loaded.
-        self.residents: dict[int, Resident] = {}
-        self.queue: dict[int, Waiter] = {}
-        self._holders: dict[int, Resident] = {}
-        self._sizes: dict[str, int] = {}
-        self._serials = 0
-
-    # Readings
-
-    @property
-    def committed(self) -> int:
-        return sum(r.size for r in self.residents.values() if r.state is not State.UNLOADING)
-
-    @property
-    def held(self) -> int:
-        return sum(r.size for r in self.residents.values() if r.started)
-
-    def resident(self, model: str) -> Resident | None:
-        """The model's Resident that is loading or ready; one on its way out only if there is no other."""
-        found = None
-        for resident in self.residents.values():
-            if resident.model == model:
-                if resident.state is not State.UNLOADING:
-                    return resident
-                found = resident
-        return found
-
-    def waiting(self, model: str) -> int:
-        """How many tickets are queued for `model`."""
-        return sum(waiter.model == model for waiter in self.queue.values())
+    def __init__(self, policy: Policy, terms: Mapping[str, Terms]) -> None:
+        self.board = Board(policy, terms)
+        self._found: Line | None = None
 
     def __repr__(self) -> str:
-        residents = ", ".join(map(repr, self.residents.values())) or "no residents"
-        used = f"{format_bytes(self.held)} of {format_bytes(self.budget)}"
-        return f"<Residency {used} | {residents} | {len(self.queue)} queued>"
+        ledger = self.board.ledger
+        used = f"{format_bytes(ledger.held)} of {format_bytes(self.board.policy.budget)}"
+        residents = ", ".join(map(repr, ledger)) or "no residents"
+        return f"<Residency {used} | {residents} | {len(self.board.queue)} queued>"
 
-    # Events
-
-    def handle(self, event: Event) -> list[Action]:
-        """Take one event in; what must be done about it comes out, in order."""
-        match event:
-            case Acquire():
-                return self._acquire(event)
-            case Leave():
-                return self._leave(event)
-            case Loaded():
-                return self._loaded(event)
-            case LoadFailed():
-                return self._load_failed(event)
-            case Reported():
-                return self._reported(event)
-            case Died():
-                return self._gone(event.serial, event.at, "its worker died")
-            case Unloaded():
-                return self._gone(event.serial, event.at, "unloaded")
-
-    def _acquire(self, event: Acquire) -> list[Action]:
-        """Every ticket ends in exactly one of five ways:
-
-        1. grant: the model is ready;
-        2. refuse: it can never fit, and so nothing is evicted for it;
-        3. join: it is loading already;
-        4. load: it fits, perhaps after evicting idle Residents;
-        5. queue: what is in the way is in use, or the model itself is on its way out.
-        """
-        resident = self.resident(event.model)
-        if resident is not None and resident.state is State.READY:
-            return [self._grant(event.ticket, resident)]
-        size = self._sizes.get(event.model, event.estimate)
-        if resident is None and size > self.budget:
-            return [Refuse(event.ticket, self._too_large(event.model, size))]
-        self.queue[event.ticket] = Waiter(event.ticket, event.model, size, event.at)
-        return self._advance(event.at)
-
-    def _leave(self, event: Leave) -> list[Action]:
-        waiter = self.queue.pop(event.ticket, None)
-        if waiter is not None:
-            return self._abandon(waiter.model, event.at)
-        resident = self._holders.pop(event.ticket, None)
-        if resident is None:
-            return []
-        resident.leases.discard(event.ticket)
-        if resident.leases:
-            return []
-        resident.idle_since = event.at
-        return self._advance(event.at)
-
-    def _abandon(self, model: str, at: float) -> list[Action]:
-        """A waiter has left: a load goes on while anybody waits for it and ends when nobody does."""
-        resident = self.resident(model)
-        if resident is None or resident.state is not State.LOADING or self.waiting(model):
-            return []
-        if not resident.started:
-            return self._gone(resident.serial, at, "nobody waits for it")
-        resident.move(State.UNLOADING, at, "nobody waits for it")
-        return [CancelLoad(resident.serial), *self._advance(at)]
-
-    def _loaded(self, event: Loaded) -> list[Action]:
-        resident = self.residents[event.serial]
-        if resident.state is not State.LOADING:
-            return []  # it was cancelled at the same moment; Unloaded follows
-        resident.move(State.READY, event.at, f"{format_bytes(event.measured)} measured")
-        resident.idle_since = event.at
-        resident.measured, resident.growth = event.measured, event.growth
-        self._sizes[resident.model] = resident.size
-        # Its waiters get their leases here, before anything can find it idle.
-        grants = [self._grant(ticket, resident) for ticket in self._tickets(resident.model)]
-        return [*grants, *self._advance(event.at)]
-
-    def _load_failed(self, event: LoadFailed) -> list[Action]:
-        resident = self.residents[event.serial]
-        if resident.state is State.LOADING and event.out_of_memory and not resident.retried:
-            idle = [other for other in self.residents.values() if other.idle]
-            if idle:
-                resident.retried, resident.started = True, False
-                resident.story.append((event.at, "out of memory; retries after evicting all that is idle"))
-                evictions = [self._evict(other, event.at, resident.model) for other in idle]
-                return [*evictions, *self._advance(event.at)]
-        refusals: list[Action] = []
-        if resident.state is State.LOADING:
-            refusals = [self._refuse(ticket, event.error) for ticket in self._tickets(resident.model)]
-        return [*refusals, *self._gone(event.serial, event.at, f"load failed: {event.error}")]
-
-    def _reported(self, event: Reported) -> list[Action]:
-        resident = self.residents.get(event.serial)
-        if resident is None or resident.state is not State.READY:
-            return []
-        resident.measured, resident.growth = event.measured, event.growth
-        return self._advance(event.at)
-
-    def _gone(self, serial: int, at: float, why: str) -> list[Action]:
-        resident = self.residents.pop(serial, None)
-        if resident is None:
-            return []
-        resident.move(State.GONE, at, why)
-        for ticket in resident.leases:
-            del self._holders[ticket]
-        return self._advance(at)
-
-    # Decisions
-
-    def _advance(self, at: float) -> list[Action]:
-        """Look at everything that waits again, oldest first, and do what has become possible."""
-        actions = self._shrink(at)
-        for model in dict.fromkeys(waiter.model for waiter in self.queue.values()):
-            if self.resident(model) is None:
-                actions += self._admit(model, at)
-        actions += self._start(at)
-        return actions
-
-    def _admit(self, model: str, at: float) -> list[Action]:
-        """Reserve bytes for a queued model and evict for it, if evicting the idle is enough."""
-        tickets = self._tickets(model)
-        size = self._sizes.get(model, self.queue[tickets[0]].estimate)
-        if size > self.budget:
-            return [self._refuse(ticket, self._too_large(model, size)) for ticket in tickets]
-        chosen = victims(self._candidates(), self.committed + size - self.budget)
-        if chosen is None:
-            return []
-        evictions: list[Action] = [self._evict(self.residents[victim.serial], at, model) for victim in chosen]
-        self._serials += 1
-        resident = Resident(model, self._serials, size)
-        resident.story.append((at, f"admitted with {format_bytes(size)}"))
-        self.residents[resident.serial] = resident
-        return evictions
-
-    def _start(self, at: float) -> list[Action]:
-        """Start the admitted loads whose memory has come free."""
-        actions: list[Action] = []
-        for resident in self.residents.values():
-            if resident.state is not State.LOADING or resident.started:
-                continue
-            leaving = any(other.state is State.UNLOADING for other in self.residents.values())
-            if self.held + resident.size <= self.budget and not (resident.retried and leaving):
-                resident.started = True
-                resident.story.append((at, "load started"))
-                actions.append(StartLoad(resident.model, resident.serial, resident.size))
-        return actions
-
-    def _shrink(self, at: float) -> list[Action]:
-        """A measurement above its estimate can overrun the budget: the idle give way, all of them if need be."""
-        idle = self._candidates()
-        chosen = victims(idle, self.committed - self.budget)
-        return [
-            self._evict(self.residents[victim.serial], at, "the budget")
-            for victim in (idle if chosen is None else chosen)
-        ]
-
-    def _evict(self, resident: Resident, at: float, beneficiary: str) -> Action:
-        resident.move(State.UNLOADING, at, f"evicted for {beneficiary}")
-        return Unload(resident.serial)
-
-    def _candidates(self) -> list[Candidate]:
-        return [Candidate(r.serial, r.size, r.idle_since) for r in self.residents.values() if r.idle]
-
-    def _tickets(self, model: str) -> list[int]:
-        """The tickets queued for `model`, oldest first."""
-        return [waiter.ticket for waiter in self.queue.values() if waiter.model == model]
-
-    def _grant(self, ticket: int, resident: Resident) -> Action:
-        self.queue.pop(ticket, None)
-        resident.leases.add(ticket)
-        self._holders[ticket] = resident
-        return Grant(ticket, resident.serial)
-
-    def _refuse(self, ticket: int, error: RosterError) -> Action:
-        del self.queue[ticket]
-        return Refuse(ticket, error)
-
-    def _too_large(self, model: str, size: int) -> ModelTooLarge:
-        return ModelTooLarge(
-            f"{model} needs {format_bytes(size)} and the memory budget is {format_bytes(self.budget)}", param="model"
-        )
-
-    # Proof
+    @property
+    def wake(self) -> float:
+        """When a Tick is due: the next moment at which time alone changes something. Infinite if there is none."""
+        return deadlines.next_due(self.board)
 
     def validate(self) -> None:
         """Raise AssertionError where an invariant is broken. Called after every event in tests."""
-        residents = self.residents.values()
-        stays = [r.model for r in residents if r.state is not State.UNLOADING]
-        assert len(stays) == len(set(stays)), f"a model is resident twice: {self!r}"
-        assert all(r.state is not State.GONE for r in residents), f"a Resident that is gone is listed: {self!r}"
-        assert all(not r.leases for r in residents if r.state is not State.READY), f"a lease on no model: {self!r}"
-        assert {t: r.serial for t, r in self._holders.items()} == {
-            ticket: r.serial for r in residents for ticket in r.leases
-        }, f"leases and Residents disagree: {self!r}"
-        assert not self._holders.keys() & self.queue.keys(), f"a ticket waits and holds a lease: {self!r}"
-        ready = {r.model for r in residents if r.state is State.READY}
-        assert not any(w.model in ready for w in self.queue.values()), f"a waiter for a ready model: {self!r}"
-        loading = [r for r in residents if r.state is State.LOADING]
-        assert all(self.waiting(r.model) for r in loading), f"a load that nobody waits for: {self!r}"
-        over = self.committed > self.budget
-        assert not (over and any(r.idle for r in residents)), f"over budget beside an idle Resident: {self!r}"
-        assert not self._stuck(), f"a load waits for room that is there: {self!r}"
+        proof.validate(self.board)
 
-    def _stuck(self) -> bool:
-        """Nothing is on its way out, everything committed fits, and yet an admitted load has not started."""
-        leaving = any(r.state is State.UNLOADING for r in self.residents.values())
-        pending = any(r.state is State.LOADING and not r.started for r in self.residents.values())
-        return pending and not leaving and self.committed <= self.budget
+    def handle(self, event: Event) -> list[Action]:
+        """Take one event in; what must be done about it comes out, in order."""
+        board = self.board
+        board.at, board.actions, self._found = event.at, [], None
+        self._take(event)
+        # An expiry, a refusal, an eviction: each may make something possible for somebody.
+        while board.stirred:
+            room.advance(board)
+        return [*self._queued(event), *board.actions]
+
+    def _queued(self, event: Event) -> list[Action]:
+        """Say why those wait who have just begun to: for anything, or for room."""
+        board = self.board
+        if isinstance(event, events.Acquire) and event.ticket in board.queue:
+            return [events.Queue(event.ticket, event.model, why_it_waits(board, event.model))]
+        line = self._found
+        if line is not None and line.waiters and line.search is None and board.ledger.current(line.model) is None:
+            why = why_it_waits(board, line.model)
+            return [events.Queue(ticket, line.model, why) for ticket in line.waiters]
+        return []
+
+    def _take(self, event: Event) -> None:  # noqa: C901 - a line or two for each kind of event
+        match event:
+            case events.Acquire():
+                self._acquire(event)
+            case events.Leave():
+                self._leave(event)
+            case events.Located() | events.LocateFailed():
+                self._located(event)
+            case events.Loaded():
+                self._loaded(event)
+            case events.LoadFailed():
+                self._load_failed(event)
+            case events.Progressed() | events.LocateProgressed():
+                self._progressed(event)
+            case events.Reported():
+                self._reported(event)
+            case events.Died() | events.Unloaded():
+                self._gone(event)
+            case events.Pin():
+                self._pin(event)
+            case events.Withdraw():
+                self._withdraw(event)
+            case events.Configure():
+                self._configure(event)
+            case events.Tick():
+                deadlines.expire(self.board)
+                self.board.stirred = True
+
+    # Requests
+
+    def _acquire(self, event: events.Acquire) -> None:
+        """Every ticket ends in exactly one of five ways:
+
+        1. refuse: the model is unknown, cooling down or larger than it can ever have, or too many wait;
+        2. grant: it is ready;
+        3. join: it is loading, or its files are being looked for;
+        4. load: it fits, perhaps after evicting idle Residents;
+        5. queue: what is in the way is in use, or the model itself is on its way out.
+        """
+        board, model = self.board, event.model
+        terms = board.terms.get(model)
+        if terms is None:
+            board.actions.append(events.Refuse(event.ticket, model, _removed(model)))
+            return
+        record, resident = board.record(model, terms), board.ledger.current(model)
+        error = self._refusal(event, record, resident, terms)
+        if error is not None:
+            board.actions.append(events.Refuse(event.ticket, model, error))
+        elif resident is not None and resident.state is State.READY:
+            board.grant(event.ticket, event.keep_alive, resident)
+        else:
+            waiter = Waiter(event.ticket, model, event.at, event.keep_alive, event.exempt)
+            board.enqueue(waiter, record, terms.priority)
+
+    def _refusal(
+        self, event: events.Acquire, record: Record, resident: Resident | None, terms: Terms
+    ) -> RosterError | None:
+        board = self.board
+        if resident is None:
+            if record.size is not None and (error := room.too_large(board, record, record.size)) is not None:
+                return error
+            if record.cools_until > event.at and not event.exempt:
+                left = record.cools_until - event.at
+                tried = (
+                    f"the last load of {record.model} failed" if record.failures else f"{record.model} keeps crashing"
+                )
+                return LoadCooldown(
+                    f"{tried}; it is tried again in {left:.0f} s",
+                    param="model",
+                    retry_after=left,
+                )
+        # Who finds the model ready waits only if it has no place left.
+        full = resident is None or resident.state is not State.READY or len(resident.leases) >= terms.max_concurrency
+        return self._queue_full(event.model, terms) if full and not event.exempt else None
+
+    def _queue_full(self, model: str, terms: Terms) -> QueueFull | None:
+        board = self.board
+        here, everywhere = board.queue.waiting(model), board.queue.counted
+        for resident in board.ledger:
+            # With a lease but no place in the batch yet.
+            if resident.leases and (found := board.terms.get(resident.model)) is not None:
+                beyond = max(0, len(resident.leases) - found.max_concurrency)
+                everywhere += beyond
+                here += beyond if resident.model == model else 0
+        if terms.max_queued is not None and here >= terms.max_queued:
+            said = f"{here} requests wait for {model} already, and its max_queued is {terms.max_queued}"
+        elif everywhere >= board.policy.max_queued:
+            said = f"{everywhere} requests wait already, and scheduling.max_queued is {board.policy.max_queued}"
+        else:
+            return None
+        return QueueFull(said, param="model", retry_after=retry_after(board, model))
+
+    def _leave(self, event: events.Leave) -> None:
+        board = self.board
+        if board.leave(event.ticket):
+            return
+        holder = board.holders.pop(event.ticket, None)
+        if holder is None:
+            return
+        resident = holder.resident
+        resident.leases.discard(event.ticket)
+        resident.progressed = event.at
+        resident.record.leased(event.at - holder.since)
+        if resident.leases:
+            return
+        board.stirred = True
+        if resident.state is State.DRAINING:
+            board.unload(resident, "its last request has ended")
+            return
+        terms = board.terms[resident.model]
+        resident.idle_since = event.at
+        resident.keep = terms.ttl if holder.keep_alive is None else holder.keep_alive
+        if resident.keep <= 0 and not resident.pinned:
+            board.unload(resident, "it is not to be kept after its last request")
+
+    # Loads
+
+    def _located(self, event: events.Located | events.LocateFailed) -> None:
+        line = self.board.found(event.job)
+        if line is None:
+            return
+        if isinstance(event, events.Located):
+            line.record.size = line.record.estimate = event.estimate
+            self._found = line
+        else:
+            line.record.failed(event.at)
+            line.record.note(event.at, f"not to be had: {event.error}")
+            self.board.refuse_all(line.model, event.error)
+
+    def _loaded(self, event: events.Loaded) -> None:
+        board, resident = self.board, self.board.ledger.get(event.serial)
+        if resident is None or resident.state is not State.LOADING or resident.started is None:
+            return  # it was cancelled at the same moment; Unloaded follows
+        took = event.at - resident.started
+        resident.measured, resident.growth, resident.spare = event.measured, event.growth, 0
+        board.move(resident, State.READY, f"loaded in {took:.1f} s, {format_bytes(event.measured)} measured")
+        resident.record.loaded(took, resident.size)
+        resident.loaded = resident.progressed = resident.idle_since = event.at
+        resident.fresh_until = event.at + board.policy.residency(took)
+        # Its waiters get their leases here, before anything can find it idle.
+        line = board.queue.lines.get(resident.model)
+        for waiter in list(line.waiters.values()) if line is not None else []:
+            board.grant(waiter.ticket, waiter.keep_alive, resident)
+
+    def _load_failed(self, event: events.LoadFailed) -> None:
+        board, resident = self.board, self.board.ledger.get(event.serial)
+        if resident is None:
+            return
+        if resident.state is State.LOADING:
+            idle = board.ledger.idle() if event.out_of_memory and not resident.retried else []
+            if idle:
+                resident.retried, resident.started = True, None
+                resident.record.note(event.at, "out of memory; retries after evicting all that is idle")
+                board.touch(resident)
+                for candidate in idle:
+                    board.retire(board.ledger[candidate.serial], f"evicted: {resident.model} ran out of memory")
+                return
+            resident.record.failed(event.at)
+            board.refuse_all(resident.model, event.error)
+        board.gone(resident, f"load failed: {event.error}")
+
+    def _progressed(self, event: events.Progressed | events.LocateProgressed) -> None:
+        if isinstance(event, events.Progressed):
+            resident = self.board.ledger.get(event.serial)
+            if resident is not None:
+                resident.progressed = max(resident.progressed, event.since)
+        else:
+            line = self.board.searches.get(event.job)
+            if line is not None and line.search is not None:
+                line.search.progressed = max(line.search.progressed, event.since)
+
+    # What becomes of Residents
+
+    def _reported(self, event: events.Reported) -> None:
+        resident = self.board.ledger.get(event.serial)
+        if resident is not None and resident.state in (State.READY, State.DRAINING):
+            resident.measured, resident.growth, resident.spare = event.measured, event.growth, event.spare
+            self.board.touch(resident)
+
+    def _gone(self, event: events.Died | events.Unloaded) -> None:
+        resident = self.board.ledger.get(event.serial)
+        if resident is None:
+            return
+        died = isinstance(event, events.Died)
+        if died and not resident.cut:
+            resident.record.crashed(event.at, event.at - resident.loaded)
+        self.board.gone(resident, "its worker died" if died else "its memory is back")
+
+    # Operators and the roster
+
+    def _pin(self, event: events.Pin) -> None:
+        board, terms = self.board, self.board.terms.get(event.model)
+        if terms is None:
+            return
+        record, resident = board.record(event.model, terms), board.ledger.current(event.model)
+        record.pinned = event.pinned
+        record.note(event.at, "pinned by an operator" if event.pinned else "unpinned by an operator")
+        if resident is not None:
+            resident.pinned = event.pinned
+            if resident.idle:
+                resident.idle_since = event.at
+        board.stirred = True
+
+    def _withdraw(self, event: events.Withdraw) -> None:
+        board, resident = self.board, self.board.ledger.current(event.model)
+        error = Draining(f"{event.model} was unloaded by an operator", param="model")
+        line = board.queue.lines.get(event.model)
+        if line is not None and (line.search is not None or resident is not None):
+            board.refuse_all(event.model, error)
+        if resident is not None:
+            board.retire(resident, "unloaded by an operator")
+        for leaving in board.ledger.departing(event.model) if event.force else []:
+            if leaving.state is State.DRAINING:
+                board.cut(leaving, error)
+
+    def _configure(self, event: events.Configure) -> None:
+        board = self.board
+        board.policy, board.terms, board.stirred = event.policy, event.terms, True
+        for model, record in list(board.records.items()):
+            terms, resident = event.terms.get(model), board.ledger.current(model)
+            line = board.queue.lines.get(model)
+            if terms is None:
+                board.refuse_all(model, _removed(model))
+                del board.records[model]
+            changed = terms is None or record.follow(terms)
+            if line is not None and record.size is None:
+                board.end_search(line)
+            if changed and resident is not None:
+                board.retire(resident, "its entry has changed" if terms else "it is no longer in the roster")
+            elif terms is not None and resident is not None:
+                resident.pinned = board.pinned(record, terms)
+                resident.keep = terms.ttl if resident.idle else resident.keep
+            if terms is not None and line is not None:
+                line.priority = terms.priority
+                board.search(line)
+
+
+def _removed(model: str) -> ModelNotFound:
+    return ModelNotFound(f"{model} is no longer in the roster", param="model")

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import builtins
+import io
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -9,7 +15,8 @@ import pytest
 from mlx_roster.config.load import parse
 from mlx_roster.core import Ref
 from mlx_roster.errors import AdapterNotFound, InvalidRequest, ModelNotFound, ModelRequired
-from mlx_roster.registry.catalog import Catalog
+from mlx_roster.registry.catalog import NEIGHBOURS, Catalog
+from mlx_roster.registry.unlisted import KEPT
 
 ROSTER = """
 default_model: gpt-4o
@@ -49,34 +56,222 @@ def test_resolves(catalog: Catalog, model: str | None, adapters: str | None, ref
     assert catalog.resolve(model, adapters) == ref
 
 
+class Touched(Exception):
+    """The disk or the network was asked for something."""
+
+
+@contextmanager
+def untouchable() -> Iterator[None]:
+    """Whatever looks at the disk, or opens a socket, fails within the block."""
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise Touched(args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("stat", "lstat", "open", "scandir", "listdir", "readlink", "getcwd", "access"):
+            patch.setattr(os, name, refuse)
+        patch.setattr(io, "open", refuse)
+        patch.setattr(builtins, "open", refuse)
+        patch.setattr(socket, "socket", refuse)
+        yield
+
+
 def test_unknown_model_is_404_with_close_names_and_touches_no_disk(catalog: Catalog) -> None:
-    with pytest.raises(ModelNotFound, match=r"no model 'atlass' in the roster; did you mean atlas\b"):
+    with (
+        pytest.raises(ModelNotFound, match=r"no model 'atlass' in the roster; did you mean atlas\b"),
+        untouchable(),
+    ):
         catalog.resolve("atlass")
+    with pytest.raises(AdapterNotFound), untouchable():
+        catalog.resolve("atlas", "./nowhere/pirate")
+    with untouchable():
+        assert catalog.adapter(catalog.resolve("atlas", "pirate")) is not None
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "../../etc/passwd",
-        "/etc/passwd",
-        "./nowhere/atlas",
-        "mlx-community/other",
-        "",
-        ":",
-        "atlas:pirate:pirate",
-        "x" * 10_000,
-    ],
-)
-def test_paths_traversals_and_hub_ids_in_model_are_404(catalog: Catalog, name: str) -> None:
+def test_it_is_the_rule_that_has_the_disk_touched() -> None:
+    by_path, by_repo = catalog_of("unlisted: {paths: true}"), catalog_of("unlisted: {hub: ['org/*']}")
+    with pytest.raises(Touched), untouchable():
+        by_path.resolve("models/atlas")
+    with pytest.raises(Touched), untouchable():
+        by_path.resolve("atlas", "models/pirate")
+    with untouchable():
+        assert by_repo.resolve("org/other") == Ref("org/other")
+
+
+#: What nobody may name, whatever the rules: relative to a folder that has models/atlas, in a folder that has secret.
+NEVER = [
+    "../secret",
+    "models/../../secret",
+    "models/../models/atlas",
+    "models/out",
+    "models/out/../atlas",
+    "models/circle",
+    "/etc",
+    "//etc",
+    "~",
+    "~root",
+    ".",
+    "./",
+    "models",
+    "models/atlas/config.json",
+    "models/missing",
+    "C:\\models\\atlas",
+    "C:models/atlas",
+    "models\\atlas",
+    "file:///etc",
+    "https://hub.example/org/name",
+    "models/atlas\0",
+    "models/atlas\n",
+    "\ud800",
+    "",
+    ":",
+    "::",
+    "atlas:pirate:pirate",
+    "x" * 10_000,
+    "x/" * 1000,
+    "x" * 300,
+    "evil--corp/model",
+    "org/..",
+    "mlx-community/a/b",
+    "mlx-community",
+]
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """A server's directory, beside a secret."""
+    for folder in ("secret", "here/models/atlas", "here/adapters/pirate", "here/adapters/bare", "here/mlx-community/x"):
+        (tmp_path / folder).mkdir(parents=True)
+    here = tmp_path / "here"
+    for folder in (tmp_path / "secret", here / "models" / "atlas"):
+        (folder / "config.json").touch()
+    (tmp_path / "secret" / "adapter_config.json").touch()
+    (here / "adapters" / "pirate" / "adapter_config.json").touch()
+    (here / "adapters" / "bare" / "adapters.safetensors").touch()
+    (here / "models" / "out").symlink_to(tmp_path / "secret")
+    (here / "models" / "latest").symlink_to("atlas")
+    (here / "models" / "circle").symlink_to("circle")
+    return here
+
+
+def catalog_of(rules: str = "", directory: Path | None = None) -> Catalog:
+    return Catalog(
+        parse(f"{rules}\n{ROSTER}", name="roster.yaml", base=Path("/nowhere")), directory or Path("/nowhere")
+    )
+
+
+@pytest.mark.parametrize("rules", ["", "unlisted: {paths: true, hub: ['mlx-community/*']}"])
+@pytest.mark.parametrize("name", NEVER, ids=range(len(NEVER)))
+def test_paths_traversals_and_hub_ids_in_model_or_adapters_are_404(name: str, rules: str, directory: Path) -> None:
+    catalog = catalog_of(rules, directory)
     with pytest.raises((ModelNotFound, AdapterNotFound)) as caught:
         catalog.resolve(name)
-    assert len(str(caught.value)) < 400
-
-
-@pytest.mark.parametrize("name", ["../pirate", "./nowhere/pirate", "", "/", "x" * 10_000])
-def test_paths_in_adapters_are_404_naming_those_there_are(catalog: Catalog, name: str) -> None:
+    assert len(caught.value.message) < 400
+    assert catalog.entry(name) is None
     with pytest.raises(AdapterNotFound, match="it has pirate, french"):
         catalog.resolve("atlas", name)
+
+
+@pytest.mark.parametrize("name", ["models/atlas", "./models/atlas", "mlx-community/other", "/etc/passwd"])
+def test_without_rules_only_the_roster_counts(name: str, directory: Path) -> None:
+    with pytest.raises(ModelNotFound):
+        catalog_of(directory=directory).resolve(name)
+    with pytest.raises(AdapterNotFound):
+        catalog_of(directory=directory).resolve("atlas", "adapters/pirate")
+
+
+@pytest.mark.parametrize("name", ["models/atlas", "./models/atlas/", "models/./atlas", "models/latest"])
+def test_a_folder_below_the_servers_is_a_model_by_its_real_path(name: str, directory: Path) -> None:
+    catalog = catalog_of("unlisted: {paths: true}", directory)
+    ref = catalog.resolve(name)
+    assert ref == Ref("models/atlas") == catalog.resolve(ref.id)
+    entry = catalog.entry(ref.model)
+    assert entry is not None
+    assert entry.source == directory / "models" / "atlas"
+    assert catalog.adapter(ref) is None
+    assert catalog_of("unlisted: {paths: true}", directory).entry("models/atlas") == entry
+
+
+@pytest.mark.parametrize("model", ["atlas", "models/atlas", None])
+@pytest.mark.parametrize("name", ["adapters/pirate", "./adapters/bare"])
+def test_a_folder_is_an_adapter_of_any_model(model: str | None, name: str, directory: Path) -> None:
+    catalog = catalog_of("unlisted: {paths: true}", directory)
+    ref = catalog.resolve(model, name)
+    assert ref == Ref(model or "atlas", name.removeprefix("./")) == catalog.resolve(ref.id)
+    adapter = catalog.adapter(ref)
+    assert adapter is not None
+    assert adapter.source == directory / name
+
+
+def test_hub_repos_that_a_glob_allows(directory: Path) -> None:
+    catalog = catalog_of("unlisted: {hub: ['mlx-community/*', 'org/?tlas']}", directory)
+    assert catalog.resolve("mlx-community/other") == Ref("mlx-community/other")
+    entry = catalog.entry("org/atlas")
+    assert entry is not None
+    assert entry.source == "org/atlas"
+    for name in ("org/scribe", "mlx-communities/other", "MLX-Community/other"):
+        assert catalog.entry(name) is None
+    with pytest.raises(AdapterNotFound, match="it has none"):
+        catalog.resolve("mlx-community/other", "pirate")
+
+
+def test_a_folder_of_that_name_does_not_stand_in_for_a_repo(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(directory)
+    entry = catalog_of("unlisted: {hub: ['*']}", directory).entry("models/atlas")
+    assert entry is not None
+    assert entry.source == "models/atlas"
+
+
+def test_what_the_roster_calls_so_comes_before_a_folder(directory: Path) -> None:
+    (directory / "org" / "scribe-4bit").mkdir(parents=True)
+    (directory / "org" / "scribe-4bit" / "config.json").touch()
+    (directory / "pirate").mkdir()
+    (directory / "pirate" / "adapter_config.json").touch()
+    catalog = catalog_of("unlisted: {paths: true}", directory)
+    entry = catalog.entry(catalog.resolve("org/scribe-4bit").model)
+    assert entry is not None
+    assert entry.source == "org/scribe-4bit"
+    with pytest.raises(ModelNotFound, match="did you mean org/scribe-4bit"):
+        catalog.resolve("./org/scribe-4bit")
+    adapter = catalog.adapter(catalog.resolve("atlas", "pirate"))
+    assert adapter is not None
+    assert adapter.source == Path("/nowhere/nowhere/pirate")
+    with pytest.raises(AdapterNotFound):
+        catalog.resolve("atlas", "./pirate")
+
+
+def test_unlisted_models_are_not_in_the_listing(directory: Path) -> None:
+    catalog = catalog_of("unlisted: {paths: true, hub: ['*']}", directory)
+    before = list(catalog)
+    catalog.resolve("models/atlas")
+    catalog.resolve("some/repo")
+    assert list(catalog) == before
+
+
+def test_entries_made_on_the_fly_are_bounded(directory: Path) -> None:
+    catalog = catalog_of("unlisted: {hub: ['*/*']}", directory)
+    for number in range(2 * KEPT):
+        catalog.resolve(f"org/model-{number}")
+    assert len(catalog._unlisted._models) == KEPT
+    assert catalog.entry("org/model-0") is not None
+
+
+def test_what_has_gone_since_it_was_resolved(directory: Path) -> None:
+    catalog = catalog_of("unlisted: {paths: true}", directory)
+    for ref in (Ref("gone"), Ref("gone", "pirate"), Ref("models/gone")):
+        with pytest.raises(ModelNotFound):
+            catalog.adapter(ref)
+    with pytest.raises(AdapterNotFound, match="it has pirate, french"):
+        catalog.adapter(Ref("atlas", "gone"))
+
+
+def test_of_ten_thousand_names_few_are_compared() -> None:
+    models = "".join(f"  org{n % 37}/model-{n:05d}-4bit: {{source: ./m}}\n" for n in range(2000))
+    catalog = Catalog(parse(f"models:\n{models}", name="roster.yaml", base=Path("/nowhere")))
+    for wrong in ("org5/model-00042-4bti", "rog5/model-00042-4bit", "org5/model-00042", "model-00042-4bit"):
+        with pytest.raises(ModelNotFound, match=r"did you mean .*org5/model-00042-4bit"):
+            catalog.resolve(wrong)
+        assert len(set(catalog._neighbours(wrong))) <= 4 * NEIGHBOURS
 
 
 def test_two_adapters_at_once_are_refused(catalog: Catalog) -> None:

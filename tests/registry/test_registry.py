@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+import gc
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import pytest
 from mlx_roster.config import ModelEntry, Roster
 from mlx_roster.config.load import parse
 from mlx_roster.core import Generation, Located, Ref, Text
-from mlx_roster.errors import Draining, LoadFailed, LoadOutOfMemory, ModelTooLarge, WorkerCrashed
+from mlx_roster.errors import Draining, LoadCooldown, LoadFailed, LoadOutOfMemory, ModelTooLarge, WorkerCrashed
 from mlx_roster.registry import Lease, Registry
 from mlx_roster.testing import FakeSources, FakeWorkers
 
@@ -38,9 +40,10 @@ async def registry(
     budget: int = 10,
     sizes: dict[str, int] | None = None,
     banks: dict[str, int] | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> AsyncIterator[Registry]:
     """A registry that is checked when the test is done with it."""
-    async with Registry(roster(), workers, FakeSources(sizes, banks), budget) as registry:
+    async with Registry(roster(), workers, FakeSources(sizes, banks), budget, clock=clock) as registry:
         yield registry
         registry.validate()
     assert not workers.wrongs, workers.wrongs
@@ -57,6 +60,16 @@ async def say(lease: Lease) -> str:
 async def say_once(registry: Registry, ref: Ref) -> str:
     async with registry.lease(ref) as lease:
         return await say(lease)
+
+
+class Clock:
+    """Stands still until it is put forward."""
+
+    def __init__(self) -> None:
+        self.at = 1000.0
+
+    def __call__(self) -> float:
+        return self.at
 
 
 async def settled() -> None:
@@ -84,8 +97,8 @@ def test_a_worker_is_told_the_limits_of_its_model() -> None:
         async with registry(workers) as r:
             for ref, kept in ((ATLAS, (32, 512 * 2**20)), (SCRIBE, (0, 2**20))):
                 async with r.lease(ref):
-                    source = workers.workers[ref.model].source
-                    assert (source.prompt_cache_entries, source.prompt_cache_bytes) == kept
+                    limits = workers.workers[ref.model].source.limits
+                    assert (limits.prompt_cache_entries, limits.prompt_cache_bytes) == kept
 
     run(test())
 
@@ -134,7 +147,7 @@ def test_models_that_fit_together_only_without_their_adapters_take_turns() -> No
         workers = FakeWorkers(sizes={"atlas": 4, "scribe": 4})
         async with registry(workers, sizes={"atlas": 7, "scribe": 4}, banks={"atlas": 3}) as r:
             async with r.lease(PIRATE):
-                assert workers.workers["atlas"].source.bank == 3
+                assert workers.workers["atlas"].source.limits.bank == 3
                 assert (r.find("atlas").estimated, r.find("atlas").measured) == (7, 4)
                 other = asyncio.create_task(say_once(r, SCRIBE))
                 await settled()
@@ -226,18 +239,20 @@ def test_a_wait_that_is_cancelled_as_it_is_granted_leaves_no_lease() -> None:
 
 def test_load_errors_reach_every_waiter_and_the_next_request_tries_again() -> None:
     async def test() -> None:
-        workers = FakeWorkers()
+        workers, clock = FakeWorkers(), Clock()
         workers.failures["atlas"] = [LoadFailed("atlas is broken")]
-        async with registry(workers) as r:
+        async with registry(workers, clock=clock) as r:
 
             async def one() -> str:
                 try:
                     async with r.lease(ATLAS) as lease:
                         return await say(lease)
-                except LoadFailed as error:
+                except (LoadFailed, LoadCooldown) as error:
                     return error.message
 
             assert await asyncio.gather(one(), one()) == ["atlas is broken"] * 2
+            assert await one() == "the last load of atlas failed; it is tried again in 10 s"
+            clock.at += 10
             assert await one() == "Hello there!"
 
     run(test())
@@ -264,19 +279,16 @@ def test_a_load_cancelled_before_its_first_step_still_gives_its_room_back() -> N
     run(test())
 
 
-def test_who_queues_behind_a_failing_load_is_served() -> None:
+def test_an_operator_may_load_what_is_cooling_down() -> None:
     async def test() -> None:
         workers = FakeWorkers()
         workers.failures["atlas"] = [LoadFailed("atlas is broken")]
         async with registry(workers) as r:
-            gate = workers.hold("load atlas")
-            first = asyncio.create_task(r.lease(ATLAS).__aenter__())
-            await workers.seen("load atlas")
-            gate.set()
             with pytest.raises(LoadFailed):
-                await first
-            async with asyncio.timeout(5), r.lease(ATLAS) as lease:
-                assert await say(lease) == "Hello there!"
+                await r.load("atlas")
+            assert (r.model_status("atlas").state, r.model_status("atlas").failures) == ("cooldown", 1)
+            assert (await r.load("atlas")).state == "ready"
+            assert await say_once(r, ATLAS) == "Hello there!"
 
     run(test())
 
@@ -388,10 +400,9 @@ def test_a_registry_that_is_dropped_open_warns() -> None:
     async def test() -> None:
         r = Registry(roster(), FakeWorkers(), FakeSources(), 10)
         await r.__aenter__()
-        leaked = [r]
         del r
         with pytest.warns(ResourceWarning, match="dropped without being closed"):
-            leaked.clear()
+            gc.collect()
 
     run(test())
 

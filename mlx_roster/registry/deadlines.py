@@ -1,0 +1,95 @@
+"""What time alone brings about: waits that have lasted too long, idle models, work that stands still."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from mlx_roster.config import format_duration
+from mlx_roster.errors import Draining, LoadFailed, QueueTimeout
+from mlx_roster.registry.board import Board
+from mlx_roster.registry.forecast import in_the_way, retry_after
+from mlx_roster.registry.queue import Line
+from mlx_roster.registry.resident import Resident, State
+
+
+def next_due(board: Board) -> float:
+    """When the next of these falls due; in the past where one has been missed. Infinite where there is none."""
+    return min(
+        min(_lines(board), default=math.inf),
+        min((due for one in board.ledger if (due := _due(board, one)) is not None), default=math.inf),
+    )
+
+
+def expire(board: Board) -> None:
+    """Do what has fallen due."""
+    for line in list(board.queue.lines.values()):
+        _expire_line(board, line)
+    for resident in list(board.ledger):
+        due = _due(board, resident)
+        if due is not None and due <= board.at:
+            _expire_resident(board, resident)
+
+
+def _waits_for_room(board: Board, line: Line) -> bool:
+    resident = board.ledger.current(line.model)
+    return line.search is None and (resident is None or resident.started is None)
+
+
+def _lines(board: Board) -> Iterator[float]:
+    policy, impatient = board.policy, False
+    for line in board.queue.lines.values():
+        if line.search is not None:
+            yield line.search.progressed + policy.load_timeout
+        elif _waits_for_room(board, line):
+            yield line.deadline(policy.queue_timeout)
+            if board.ledger.current(line.model) is None:
+                impatient = True
+                if (overdue := line.since + policy.max_wait) > board.looked:
+                    yield overdue
+    if impatient:
+        yield from (one.fresh_until for one in board.ledger.current_ones() if one.fresh_until > board.looked)
+
+
+def _due(board: Board, resident: Resident) -> float | None:
+    """When `resident` is to be looked after, if nothing is heard of it until then."""
+    match resident.state:
+        case State.LOADING if resident.started is not None:
+            return resident.progressed + board.policy.load_timeout
+        case State.DRAINING if not resident.cut:
+            return resident.progressed + board.policy.drain_timeout
+        case State.READY if not resident.leases and not resident.pinned:
+            return resident.idle_since + resident.keep
+    return None
+
+
+def _expire_line(board: Board, line: Line) -> None:
+    timeout = board.policy.load_timeout
+    if line.search is not None:
+        if line.search.progressed + timeout <= board.at:
+            line.record.failed(board.at)
+            board.refuse_all(line.model, _stalled(line.model, timeout))
+    elif _waits_for_room(board, line):
+        for waiter in line.expired(board.at, board.policy.queue_timeout):
+            waited = format_duration(round(board.at - waiter.since))
+            blockers = in_the_way(board, line.model)
+            message = f"{line.model} could not be loaded within {waited}; in the way: {blockers}"
+            error = QueueTimeout(message, param="model", retry_after=retry_after(board, line.model))
+            board.refuse(waiter, error)
+
+
+def _expire_resident(board: Board, resident: Resident) -> None:
+    if resident.state is State.LOADING:
+        error = _stalled(resident.model, board.policy.load_timeout)
+        resident.record.failed(board.at)
+        board.refuse_all(resident.model, error)
+        board.stop_load(resident, error.message)
+    elif resident.state is State.DRAINING:
+        waited = format_duration(board.policy.drain_timeout)
+        board.cut(resident, Draining(f"{resident.model} is going away, and has said nothing for {waited}"))
+    else:
+        board.unload(resident, f"idle for {format_duration(resident.keep)}, its ttl")
+
+
+def _stalled(model: str, timeout: float) -> LoadFailed:
+    return LoadFailed(f"loading {model} did not get any further for {format_duration(timeout)}")

@@ -1,0 +1,67 @@
+"""What is remembered of a model from one Resident to the next."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+
+from mlx_roster.registry.policy import STEADY, Terms, cooldown
+
+#: How much of a lease's duration goes into the mean of all before it.
+_WEIGHT = 0.2
+
+
+@dataclass(slots=True, eq=False)
+class Record:
+    """A model that was asked for. `size` is None where its files have to be looked at (again)."""
+
+    model: str
+    version: Hashable
+    sizing: object
+    size: int | None = None
+    estimate: int | None = None
+    #: Seconds: how long its last load took, and a lease on it takes on average.
+    load_time: float | None = None
+    lease_time: float | None = None
+    failures: int = 0
+    crashes: int = 0
+    #: It is left alone until then.
+    cools_until: float = 0.0
+    #: An operator's word; None: the entry's.
+    pinned: bool | None = None
+    story: deque[tuple[float, str]] = field(default_factory=lambda: deque(maxlen=16))
+
+    def note(self, at: float, what: str) -> None:
+        self.story.append((at, what))
+
+    def follow(self, terms: Terms) -> bool:
+        """Compare with what the roster says now, and forget what no longer holds. True: the version has changed."""
+        changed = terms.version != self.version
+        if changed or terms.sizing != self.sizing:
+            self.size = self.estimate = None
+        if changed:
+            self.failures = self.crashes = 0
+            self.cools_until, self.load_time, self.lease_time, self.pinned = 0.0, None, None, None
+        self.version, self.sizing = terms.version, terms.sizing
+        return changed
+
+    def failed(self, at: float) -> None:
+        """A load has failed: the next one has to wait, and will look at the files again."""
+        self.failures += 1
+        self.size = None
+        self.cools_until = at + cooldown(self.failures)
+
+    def crashed(self, at: float, lived: float) -> None:
+        """A worker was lost after `lived` seconds. Once may be chance: the next load need not wait."""
+        self.crashes = self.crashes + 1 if lived < STEADY else 1
+        self.cools_until = at + cooldown(self.crashes - 1)
+
+    def loaded(self, took: float, size: int) -> None:
+        self.failures, self.cools_until = 0, 0.0
+        self.load_time, self.size = took, size
+
+    def leased(self, seconds: float) -> None:
+        """A lease of so many seconds has ended."""
+        before = seconds if self.lease_time is None else self.lease_time
+        self.lease_time = before + _WEIGHT * (seconds - before)

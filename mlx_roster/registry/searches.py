@@ -1,0 +1,90 @@
+"""Looking for models' files, which may mean downloading them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from mlx_roster.config import ModelEntry
+from mlx_roster.core import Located
+from mlx_roster.errors import LoadFailed, RosterError
+from mlx_roster.registry import events
+from mlx_roster.registry.journal import Journal
+from mlx_roster.registry.ports import Sources
+
+logger = logging.getLogger(__name__)
+
+
+class Searches:
+    """The searches that are going on, by job, and what the last one for each model found."""
+
+    def __init__(
+        self,
+        sources: Sources,
+        journal: Journal,
+        feed: Callable[[events.Event], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self._sources = sources
+        self._journal = journal
+        self._feed = feed
+        self._now = clock
+        self.found: dict[str, Located] = {}
+        self._going: dict[int, tuple[str, asyncio.Task[None]]] = {}
+        self._seen: dict[int, tuple[int, int]] = {}
+
+    def __contains__(self, job: object) -> bool:
+        return job in self._going
+
+    def start(self, model: str, entry: ModelEntry, job: int) -> asyncio.Task[None]:
+        """Ends in Located or LocateFailed, or is cancelled: then nobody wants to know."""
+        before = next((task for name, task in self._going.values() if name == model), None)
+        task = asyncio.get_running_loop().create_task(self._search(model, entry, job, before))
+        self._going[job] = model, task
+        # Not part of the job: one that is cancelled before its first step never runs.
+        task.add_done_callback(lambda _: self._end(job))
+        return task
+
+    def cancel(self, job: int) -> None:
+        if job in self._going:
+            self._going[job][1].cancel()
+
+    def progressed(self) -> list[int]:
+        """The jobs that have got further since this was last asked."""
+        downloads = self._sources.progress()
+        further = []
+        for job, (model, _) in self._going.items():
+            seen = downloads.get(model)
+            if seen is not None and self._seen.get(job) != seen:
+                self._seen[job] = seen
+                further.append(job)
+        return further
+
+    async def again(self, model: str, entry: ModelEntry) -> Located | None:
+        """What a model that is loaded would take now. None where that cannot be told."""
+        try:
+            self.found[model] = await self._sources.locate(model, entry)
+        except RosterError as error:
+            logger.warning("%s keeps what was reserved for it: %s", model, error)
+        return self.found.get(model)
+
+    async def _search(self, model: str, entry: ModelEntry, job: int, before: asyncio.Task[None] | None) -> None:
+        try:
+            if before is not None:
+                await asyncio.wait([before])
+            located = await self._sources.locate(model, entry)
+        except RosterError as error:
+            self._journal.say("failed", model, logging.WARNING, job=job, why=error.message)
+            self._feed(events.LocateFailed(self._now(), job, error))
+        except Exception:
+            logger.exception("looking for %s failed", model)
+            self._feed(events.LocateFailed(self._now(), job, LoadFailed(f"{model} could not be found")))
+        else:
+            self.found[model] = located
+            self._journal.say("located", model, job=job, bytes=located.estimate, kv=located.kv, bank=located.bank)
+            self._feed(events.Located(self._now(), job, located.estimate))
+
+    def _end(self, job: int) -> None:
+        del self._going[job]
+        self._seen.pop(job, None)

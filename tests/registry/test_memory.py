@@ -1,0 +1,77 @@
+"""Bytes: what is estimated, measured, shared and given back. No clock, no tasks. More of it in test_state."""
+
+from __future__ import annotations
+
+from tests.registry.driver import Driver
+
+
+def test_a_prompt_cache_makes_room_for_a_load_before_anybody_is_evicted() -> None:
+    d = Driver(budget=10)
+    d.ready("atlas", 4)
+    d.reported("atlas", 8, spare=4)
+    assert d.ask("scribe", 5)[1] == []  # admitted: atlas needs 4
+    assert "scribe LOADING (waits for room)" in repr(d)
+    assert d.shares["atlas"] == 5
+    assert d.reported("atlas", 5, spare=1) == ["load scribe"]
+
+
+def test_shares_are_what_a_model_has_and_what_nobody_else_has() -> None:
+    d = Driver(budget=100)
+    d.ready("atlas", 40)
+    assert d.shares["atlas"] == 100
+    d.ask("scribe", 30)
+    assert d.shares["atlas"] == 70
+    d.loaded("scribe", 30)
+    assert (d.shares["atlas"], d.shares["scribe"]) == (70, 60)
+    # One grows into what is free: the other may no longer have it.
+    d.reported("atlas", 60)
+    assert (d.shares["atlas"], d.shares["scribe"]) == (70, 40)
+
+
+def test_a_worker_that_grows_past_its_share_leaves_less_for_others() -> None:
+    d = Driver(budget=10)
+    d.ready("atlas", 4)
+    d.reported("atlas", 7)
+    assert d.ask("scribe", 4)[1] == []
+    d.reported("atlas", 6)
+    assert "scribe LOADING" in repr(d)
+
+
+def test_an_admitted_load_goes_back_to_the_queue_when_its_room_is_taken() -> None:
+    d = Driver(budget=10)
+    d.ready("atlas", 4)
+    d.idle("poet", 4)
+    waiter, said = d.ask("scribe", 6)
+    assert said == ["unload poet"]
+    assert d.reported("atlas", 7) == []
+    assert repr(d) == "<Residency 11 B of 10 B | atlas READY 1 leases, poet UNLOADING | 1 queued>"
+    assert d.unloaded("poet") == []
+    assert d.reported("atlas", 4) == ["load scribe"]
+    assert d.loaded("scribe", 6) == [f"grant {waiter}"]
+
+
+def test_a_smaller_budget_makes_the_idle_give_way_and_leaves_the_busy() -> None:
+    d = Driver(budget=10)
+    d.ready("atlas", 4)
+    d.idle("scribe", 5)
+    assert d.configure(budget=6) == ["unload scribe"]
+    assert d.configure(budget=2) == []
+    assert d.ask("atlas")[1] == ["grant 3"]
+
+
+def test_a_larger_budget_lets_in_who_waits() -> None:
+    d = Driver(budget=10)
+    d.ready("atlas", 8)
+    d.ask("scribe", 4)
+    assert d.configure(budget=12) == ["load scribe"]
+
+
+def test_n_load_unload_cycles_return_to_baseline() -> None:
+    d = Driver(budget=10)
+    for _ in range(50):
+        d.idle("atlas", 7)
+        d.withdraw("atlas")
+        d.unloaded("atlas")
+    assert repr(d) == "<Residency 0 B of 10 B | no residents | 0 queued>"
+    assert d.state.board.ledger.committed == 0
+    assert not d.state.board.holders
