@@ -8,7 +8,8 @@ import sys
 import psutil
 
 from mlx_roster.config.model import MemorySettings
-from mlx_roster.config.units import Share
+from mlx_roster.config.units import Share, format_bytes
+from mlx_roster.errors import ConfigError
 
 _MIB = 2**20
 _GIB = 2**30
@@ -48,3 +49,11 @@ def _wired_limit_mb() -> int:
 def budget_bytes(memory: MemorySettings, working_set: int) -> int:
     """What all models together may take, on a device that recommends `working_set` bytes."""
     return memory.budget.of(working_set) if isinstance(memory.budget, Share) else memory.budget
+
+
+def check_budget(budget: int, memory: int) -> None:
+    """Raises ConfigError for a `budget` that is more than the `memory` there is."""
+    if budget > memory:
+        raise ConfigError(
+            f"memory.budget: {format_bytes(budget)} is more than the {format_bytes(memory)} of memory that there are"
+        )

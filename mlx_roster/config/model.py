@@ -17,8 +17,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    PlainSerializer,
-    PlainValidator,
     PrivateAttr,
     ValidationInfo,
     field_validator,
@@ -27,48 +25,18 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from mlx_roster.config.names import Name, clashes
-from mlx_roster.config.units import PERCENTAGE_PATTERN, SIZE_PATTERN, Share, parse_percentage, parse_size
-
-_SizeText = Annotated[str, Field(pattern=SIZE_PATTERN)]
-_PercentageText = Annotated[str, Field(pattern=PERCENTAGE_PATTERN)]
-_ByteCount = Annotated[int, Field(ge=1)]
-_ByteCountOrNone = Annotated[int, Field(ge=0)]
-
-
-def _budget(value: object) -> Share | int:
-    if isinstance(value, Share):
-        return value
-    if isinstance(value, str) and value.endswith("%"):
-        share = parse_percentage(value)
-        if share.fraction == 0:
-            raise ValueError("should be more than 0%")
-        return share
-    amount = parse_size(value)
-    if amount < 1:
-        raise ValueError("should be at least 1 byte")
-    return amount
-
-
-def _written(budget: Share | int) -> str | int:
-    return f"{budget.fraction * 100:g}%" if isinstance(budget, Share) else budget
-
-
-def _fraction(value: object) -> float:
-    return parse_percentage(value).fraction
-
-
-Size = Annotated[_ByteCount, BeforeValidator(parse_size, json_schema_input_type=_ByteCount | _SizeText)]
-SizeOrNone = Annotated[
-    _ByteCountOrNone, BeforeValidator(parse_size, json_schema_input_type=_ByteCountOrNone | _SizeText)
-]
-Budget = Annotated[
-    Share | int,
-    PlainValidator(_budget, json_schema_input_type=_ByteCount | _SizeText | _PercentageText),
-    PlainSerializer(_written),
-]
-Fraction = Annotated[float, PlainValidator(_fraction, json_schema_input_type=_PercentageText)]
-# YAML has lists only, and pydantic's strict tuples take nothing but tuples.
-Names = Annotated[tuple[Name, ...], Field(strict=False)]
+from mlx_roster.config.values import (
+    Budget,
+    Duration,
+    Fraction,
+    Glob,
+    Lifetime,
+    Names,
+    Patience,
+    Residency,
+    Size,
+    SizeOrNone,
+)
 
 
 class _Settings(BaseModel):
@@ -118,6 +86,59 @@ class MemorySettings(_Settings):
     spare_worker: bool = Field(
         default=True, description="Keep one idle worker with mlx already imported, so that a load starts at once."
     )
+
+
+class SchedulingSettings(_Settings):
+    """Who waits for whom, and for how long: see docs/scheduling.md."""
+
+    max_wait: Duration = Field(
+        default="30s",
+        validate_default=True,
+        description="How long a request waits for room before the models in its way stop taking new requests.",
+    )
+    min_residency: Residency = Field(
+        default="3x",
+        validate_default=True,
+        description="How long a freshly loaded model takes requests in any case: a duration, or a multiple of the "
+        "time that its load took.",
+    )
+    queue_timeout: Duration = Field(
+        default="2m",
+        validate_default=True,
+        description="How long a request waits for its model's load to begin before it is refused.",
+    )
+    max_queued: int = Field(default=512, ge=0, description="Requests that wait, for all models together.")
+    load_timeout: Patience = Field(
+        default="5m", validate_default=True, description="How long a load may go on without getting any further."
+    )
+    drain_timeout: Duration = Field(
+        default="1m",
+        validate_default=True,
+        description="How long a model that is to go may keep running requests without producing anything for them.",
+    )
+    ttl: Lifetime = Field(
+        default="15m",
+        validate_default=True,
+        description='How long a model stays loaded after its last request; "never" keeps it until its room is needed.',
+    )
+
+
+class UnlistedSettings(_Settings):
+    """What a request may name beyond this file."""
+
+    hub: tuple[Glob, ...] = Field(
+        default=(), strict=False, description='Globs of Hub repo ids that may be loaded, such as "mlx-community/*".'
+    )
+    paths: bool = Field(
+        default=False,
+        description="Allow folders of models and adapters below the directory that the server was started in.",
+    )
+
+
+class DiscoverSettings(_Settings):
+    """Models that are served without being listed in this file."""
+
+    hub_cache: bool = Field(default=False, description="Serve every MLX model that is in the local Hub cache.")
 
 
 class Defaults(_Settings):
@@ -171,6 +192,20 @@ class ModelEntry(_Settings):
         default=None, min_length=1, description="Branch, tag or commit of a Hub repo; its main branch if left out."
     )
     aliases: Names = Field(default=(), description="Other names that requests may use for this model.")
+    pin: bool = Field(default=False, description="Once loaded, it is never unloaded to make room, nor by its ttl.")
+    preload: bool = Field(default=False, description="Load it when the server starts, in this file's order.")
+    ttl: Lifetime | None = Field(
+        default=None, description='How long it stays loaded after its last request, or "never"; scheduling.ttl else.'
+    )
+    priority: int = Field(
+        default=0, ge=-100, le=100, description="Of the models that requests wait for, the highest is loaded first."
+    )
+    max_queued: int | None = Field(
+        default=None, ge=0, description="Requests that wait for this model; only scheduling.max_queued if left out."
+    )
+    trust_remote_code: bool = Field(
+        default=False, description="Run the Python files in its folder. They can do whatever the server can."
+    )
     max_concurrency: int = Field(default=32, ge=1, description="Sequences decoded together; more wait.")
     max_context: int | None = Field(
         default=None, ge=1, description="Prompt and completion in tokens; the model's own limit if left out."
@@ -192,7 +227,7 @@ class ModelEntry(_Settings):
         text, base = _text(value), _base(context.context)
         if names_folder(text, base):
             return _absolute(text, base)
-        if not _is_repo_id(text):
+        if not is_repo_id(text):
             raise ValueError(
                 f'"{text}" is neither a folder here (write ./{text} for one that will be) '
                 "nor a Hub repo id such as mlx-community/Qwen3-4B-4bit"
@@ -223,11 +258,25 @@ class Roster(_Settings):
 
     server: ServerSettings = Field(default_factory=ServerSettings, description="The HTTP server.")
     memory: MemorySettings = Field(default_factory=MemorySettings, description="The memory budget.")
+    scheduling: SchedulingSettings = Field(
+        default_factory=SchedulingSettings, description="Waiting, loading and unloading."
+    )
     defaults: Defaults = Field(default_factory=Defaults, description="For requests to any model.")
+    unlisted: UnlistedSettings = Field(
+        default_factory=UnlistedSettings, description="What a request may name beyond this file; nothing if left out."
+    )
+    discover: DiscoverSettings = Field(
+        default_factory=DiscoverSettings, description="Models that are served without being listed here."
+    )
+    offline: bool = Field(default=False, description="Never use the network: Hub models come from the local cache.")
     default_model: Name | None = Field(
         default=None, description="The model, or alias, of requests that name none. A single model needs no saying."
     )
-    models: Mapping[Name, ModelEntry] = Field(min_length=1, description="Every model, by the name that requests use.")
+    models: Mapping[Name, ModelEntry] = Field(
+        default_factory=dict,
+        validate_default=True,
+        description="Every model, by the name that requests use. None is needed with unlisted or discover.",
+    )
 
     _base: Path = PrivateAttr()
 
@@ -238,6 +287,16 @@ class Roster(_Settings):
 
     def model_post_init(self, context: Any, /) -> None:
         self._base = _base(context)
+
+    @field_validator("models")
+    @classmethod
+    def _something_to_serve(cls, models: Mapping[str, ModelEntry], context: ValidationInfo) -> Mapping[str, ModelEntry]:
+        # What is wrong in itself is not there to be asked.
+        unlisted, discover = context.data.get("unlisted"), context.data.get("discover")
+        elsewhere = not unlisted or unlisted.hub or unlisted.paths or not discover or discover.hub_cache
+        if not models and not elsewhere:
+            raise ValueError("is required, unless unlisted or discover allow other models")
+        return models
 
     @model_validator(mode="after")
     def _names_stand(self) -> Self:
@@ -270,7 +329,7 @@ def _text(value: object) -> str:
     return value
 
 
-def _is_repo_id(text: str) -> bool:
+def is_repo_id(text: str) -> bool:
     """The Hub's own rules, for `org/name`."""
     shaped = re.fullmatch(r"\b[\w.-]{1,96}\b/\b[\w.-]{1,96}\b", text, re.ASCII)
     return shaped is not None and "--" not in text and ".." not in text and not text.endswith(".git")

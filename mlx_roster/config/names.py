@@ -6,6 +6,7 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Annotated
 
 from pydantic import StringConstraints
@@ -55,9 +56,18 @@ def clashes(tree: object) -> list[Clash]:
         else:
             taken[alias] = (location, f'an alias of "{owner}"')
     default = _mapping(tree).get("default_model")
-    if isinstance(default, str) and default not in taken:
+    if isinstance(default, str) and default not in taken and not _may_be_elsewhere(default, _mapping(tree)):
         found.append(Clash(("default_model",), f'no model or alias is named "{default}"{suggestion(default, taken)}'))
     return found
+
+
+def _may_be_elsewhere(name: str, roster: Mapping[str, object]) -> bool:
+    """Whether the roster may have a model that is called so without listing it."""
+    unlisted, discover = _mapping(roster.get("unlisted")), _mapping(roster.get("discover"))
+    hub = unlisted.get("hub")
+    globs = [glob for glob in hub if isinstance(glob, str)] if isinstance(hub, list | tuple) else []
+    anything = discover.get("hub_cache") is True or unlisted.get("paths") is True
+    return "/" in name and (anything or any(fnmatchcase(name, glob) for glob in globs))
 
 
 def _aliases(models: Mapping[str, object]) -> Iterator[tuple[Location, str, str]]:

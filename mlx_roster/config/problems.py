@@ -71,10 +71,10 @@ def _message(details: ErrorDetails, root: type[BaseModel]) -> str:
     kind, given = details["type"], details["input"]
     if kind == "extra_forbidden":
         return f"unknown key{suggestion(str(details['loc'][-1]), _keys_at(details['loc'][:-1], root))}"
-    if kind == "value_error":
-        return str(details["ctx"]["error"])
     if given is None and kind != "missing":
         return "is empty; give it a value or leave the key out"
+    if kind == "value_error":
+        return str(details["ctx"]["error"])
     message = _PHRASES.get(kind) or details["msg"].removeprefix("Input ")
     if kind == "string_type" and isinstance(given, bool | int | float):
         return f"{message}; put it in quotes"

@@ -11,6 +11,13 @@ from mlx_roster.config.model import Roster
 _ABOUT = ("title", "description", "default")
 _VARIABLE = {"description": "Taken from the environment.", "pattern": r"\$\{", "title": "Variable", "type": "string"}
 
+# What `Roster` itself says of its models.
+_SOMETHING_TO_SERVE = [
+    {"properties": {"models": {"minProperties": 1}}, "required": ["models"]},
+    {"required": ["unlisted"]},
+    {"required": ["discover"]},
+]
+
 
 def json_schema() -> dict[str, Any]:
     """Draft 2020-12. It knows all that the models know of a single value; only `load` compares values."""
@@ -21,6 +28,7 @@ def json_schema() -> dict[str, Any]:
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **schema,
+        "anyOf": _SOMETHING_TO_SERVE,
         "title": "mlx-roster",
     }
 
@@ -42,7 +50,8 @@ def _property(schema: dict[str, Any]) -> dict[str, Any]:
 def _takes_variable(schema: dict[str, Any]) -> bool:
     """Whether `schema` describes a single value, and one that is not any string already."""
     kind = schema.get("type")
-    return kind in ("integer", "number", "boolean", "null") or (kind == "string" and "pattern" in schema)
+    bounded = "pattern" in schema or "const" in schema
+    return kind in ("integer", "number", "boolean", "null") or (kind == "string" and bounded)
 
 
 if __name__ == "__main__":

@@ -15,9 +15,12 @@ HEAVY = ("mlx", "mlx_lm", "transformers", "torch", "numpy", "huggingface_hub")
         "mlx_roster.config.load",
         "mlx_roster.config.machine",
         "mlx_roster.config.schema",
+        "mlx_roster.config.source",
+        "mlx_roster.config.watch",
         "mlx_roster.loaders.sizes",
         "mlx_roster.loaders.source",
         "mlx_roster.check",
+        "mlx_roster.reading",
     ],
 )
 def test_a_fresh_interpreter_loads_nothing_heavy(module: str) -> None:

@@ -1,12 +1,24 @@
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
-from mlx_roster.config import AdapterEntry, Defaults, ModelEntry, PromptCacheSettings, Roster, ServerSettings, Share
+from mlx_roster.config import (
+    AdapterEntry,
+    Defaults,
+    ModelEntry,
+    Multiple,
+    PromptCacheSettings,
+    Roster,
+    SchedulingSettings,
+    ServerSettings,
+    Share,
+    UnlistedSettings,
+)
 from mlx_roster.config.load import load
 from mlx_roster.errors import ConfigError
 from tests.config.rosters import BASE, MINIMAL, problems, read, with_model
@@ -14,12 +26,23 @@ from tests.config.rosters import BASE, MINIMAL, problems, read, with_model
 FULL = """\
 server: {host: localhost, port: 0, strict_fields: true, request_limit: 1MiB}
 memory: {budget: 48GiB, headroom: 5%, spare_worker: false}
+scheduling:
+  {max_wait: 5s, min_residency: 1m, queue_timeout: 90, max_queued: 3, load_timeout: 1h, drain_timeout: 0, ttl: 1d}
 defaults: {max_tokens: 256}
+unlisted: {hub: [mlx-community/*], paths: true}
+discover: {hub_cache: true}
+offline: true
 default_model: gpt-4o
 models:
   atlas:
     source: ./models/atlas
     aliases: [gpt-3.5-turbo, gpt-4o]
+    pin: true
+    preload: true
+    ttl: never
+    priority: 2
+    max_queued: 7
+    trust_remote_code: true
     max_concurrency: 4
     max_context: 8192
     prompt_cache: {entries: 5, budget: 2MiB}
@@ -38,6 +61,17 @@ def test_everything_that_can_be_said() -> None:
     roster = read(FULL)
     assert roster.server == ServerSettings(host="localhost", port=0, strict_fields=True, request_limit=2**20)
     assert (roster.memory.budget, roster.memory.headroom, roster.memory.spare_worker) == (48 * 2**30, 0.05, False)
+    assert roster.scheduling == SchedulingSettings(
+        max_wait=5.0,
+        min_residency=60.0,
+        queue_timeout=90.0,
+        max_queued=3,
+        load_timeout=3600.0,
+        drain_timeout=0.0,
+        ttl=86400.0,
+    )
+    assert roster.unlisted == UnlistedSettings(hub=("mlx-community/*",), paths=True)
+    assert (roster.discover.hub_cache, roster.offline) == (True, True)
     assert roster.defaults == Defaults(max_tokens=256)
     assert roster.default_model == "gpt-4o"
     assert roster.base == BASE
@@ -45,6 +79,12 @@ def test_everything_that_can_be_said() -> None:
     assert roster.models["atlas"] == ModelEntry(
         source=BASE / "models/atlas",
         aliases=("gpt-3.5-turbo", "gpt-4o"),
+        pin=True,
+        preload=True,
+        ttl=math.inf,
+        priority=2,
+        max_queued=7,
+        trust_remote_code=True,
         max_concurrency=4,
         max_context=8192,
         prompt_cache=PromptCacheSettings(entries=5, budget=2 * 2**20),
@@ -64,12 +104,29 @@ def test_what_is_left_out_has_a_value() -> None:
     assert roster.server == ServerSettings(host="127.0.0.1", port=8080, strict_fields=False, request_limit=8 * 2**20)
     assert (roster.memory.budget, roster.memory.headroom) == (Share(0.75), 0.1)
     assert roster.memory.spare_worker
+    assert roster.scheduling == SchedulingSettings(
+        max_wait=30.0,
+        min_residency=Multiple(3),
+        queue_timeout=120.0,
+        max_queued=512,
+        load_timeout=300.0,
+        drain_timeout=60.0,
+        ttl=900.0,
+    )
+    assert roster.unlisted == UnlistedSettings(hub=(), paths=False)
+    assert (roster.discover.hub_cache, roster.offline) == (False, False)
     assert roster.defaults == Defaults()
     assert roster.default_model is None
     assert roster.models["atlas"].model_dump() == {
         "source": BASE / "atlas",
         "revision": None,
         "aliases": (),
+        "pin": False,
+        "preload": False,
+        "ttl": None,
+        "priority": 0,
+        "max_queued": None,
+        "trust_remote_code": False,
         "max_concurrency": 32,
         "max_context": None,
         "prompt_cache": {"entries": 32, "budget": 512 * 2**20},
@@ -119,7 +176,14 @@ def test_suggestions_come_from_where_the_key_stands() -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["pin: true", "ttl: never", "priority: 0", "kv: {bits: 8}", "draft: {model: b}", "trust_remote_code: true"]
+    "line",
+    [
+        "kv: {bits: 8}",
+        "draft: {model: b}",
+        "chat_template: ./a.jinja",
+        "chat_template_args: {enable_thinking: false}",
+        "generation_config: true",
+    ],
 )
 def test_keys_of_later_versions_are_refused(line: str) -> None:
     (problem,) = problems(with_model(line))
@@ -180,6 +244,17 @@ def test_default_model_must_exist() -> None:
     assert problems("default_model: atlsa\n" + MINIMAL) == [
         'roster.yaml:1: default_model: no model or alias is named "atlsa", did you mean "atlas"?'
     ]
+
+
+@pytest.mark.parametrize(
+    "section", ["unlisted: {hub: [other/*, org/*]}", "unlisted: {paths: true}", "discover: {hub_cache: true}"]
+)
+def test_default_model_may_be_one_that_is_not_listed(section: str) -> None:
+    assert read(f"{section}\ndefault_model: org/name\n").default_model == "org/name"
+    assert problems(f"{section}\ndefault_model: nam\nmodels: {{name: {{source: ./a}}}}") == [
+        'roster.yaml:2: default_model: no model or alias is named "nam", did you mean "name"?'
+    ]
+    assert problems("unlisted: {hub: [other/*]}\ndefault_model: org/name") != []
 
 
 def test_every_problem_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,14 @@ import psutil
 import pytest
 
 from mlx_roster.config import MemorySettings
-from mlx_roster.config.machine import budget_bytes, metal_working_set, physical_memory, recommended_working_set
+from mlx_roster.config.machine import (
+    budget_bytes,
+    check_budget,
+    metal_working_set,
+    physical_memory,
+    recommended_working_set,
+)
+from mlx_roster.errors import ConfigError
 
 GIB = 2**30
 
@@ -39,3 +46,9 @@ def test_what_metal_recommends(memory: int, wired_limit_mb: int, working_set: in
 def test_budget(budget: str, expected: int) -> None:
     memory = MemorySettings.model_validate({"budget": budget})
     assert budget_bytes(memory, 24 * GIB) == expected
+
+
+def test_a_budget_is_no_more_than_there_is() -> None:
+    check_budget(16 * GIB, 16 * GIB)
+    with pytest.raises(ConfigError, match=r"^memory\.budget: 48 GiB is more than the 16 GiB of memory that there are$"):
+        check_budget(48 * GIB, 16 * GIB)

@@ -9,9 +9,12 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mlx_roster.config.load import load
 from mlx_roster.config.schema import json_schema
+from mlx_roster.config.units import DURATION_PATTERN, parse_lifetime
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = [*sorted((ROOT / "examples").glob("*.yaml")), ROOT / "mlx_roster/demo/roster.yaml"]
@@ -45,7 +48,7 @@ def test_every_example_validates(example: Path) -> None:
 
 
 def test_there_are_examples() -> None:
-    assert {path.name for path in EXAMPLES} >= {"minimal.yaml", "team.yaml", "roster.yaml"}
+    assert {path.name for path in EXAMPLES} >= {"minimal.yaml", "team.yaml", "full.yaml", "roster.yaml"}
 
 
 @pytest.mark.parametrize(
@@ -56,6 +59,13 @@ def test_there_are_examples() -> None:
         {"memory": {"budget": 4096}},
         {"memory": {"budget": "${BUDGET}"}},
         {"default_model": "${MODEL}"},
+        {"scheduling": {"max_wait": 30, "min_residency": "3x", "queue_timeout": 1.5, "ttl": "never", "max_queued": 0}},
+        {"scheduling": {"max_wait": "30s", "min_residency": "1.5h", "load_timeout": 5, "ttl": 0}},
+        {"scheduling": {"max_wait": "${WAIT}", "min_residency": "${STAY:-3x}", "ttl": "${TTL}"}},
+        {"unlisted": {"hub": ["mlx-community/*", "*", "org/name"], "paths": True}},
+        {"discover": {"hub_cache": "${ALL:-false}"}, "offline": True},
+        {"models": {"a": {"source": "./a", "pin": True, "preload": True, "ttl": "never", "priority": -100}}},
+        {"models": {"a": {"source": "./a", "ttl": "${TTL}", "max_queued": 0, "trust_remote_code": False}}},
         {"models": {"a": {"source": "./a", "prompt_cache": {"entries": 0, "budget": "${BYTES:-1GiB}"}}}},
         {"models": {"a": {"source": "./a", "prompt_cache": {"budget": 0}}}},
         {"models": {"a": {"source": "./a", "aliases": ["${ALIAS}"], "adapters": {"x": "./x", "y": {"source": "./y"}}}}},
@@ -63,6 +73,12 @@ def test_there_are_examples() -> None:
 )
 def test_what_the_schema_takes(more: dict[str, Any]) -> None:
     validator.validate({"models": {"a": {"source": "./a"}}, **more})
+
+
+def test_models_may_come_from_elsewhere() -> None:
+    validator.validate({"discover": {"hub_cache": True}})
+    validator.validate({"unlisted": {"hub": ["*"]}, "models": {}})
+    assert not validator.is_valid({})
 
 
 @pytest.mark.parametrize(
@@ -76,6 +92,19 @@ def test_what_the_schema_takes(more: dict[str, Any]) -> None:
         {"memory": {"budget": "75"}},
         {"memory": {"headroom": 0.1}},
         {"defaults": {"top_p": 0}},
+        {"scheduling": {"max_wait": "30"}},
+        {"scheduling": {"max_wait": -1}},
+        {"scheduling": {"max_wait": "never"}},
+        {"scheduling": {"load_timeout": 0}},
+        {"scheduling": {"min_residency": "3 times"}},
+        {"scheduling": {"ttl": "forever"}},
+        {"scheduling": {"max_queued": "5"}},
+        {"unlisted": {"hub": "mlx-community/*"}},
+        {"unlisted": {"hub": [""]}},
+        {"unlisted": {"hub": ["mlx-community"]}},
+        {"unlisted": {"hub": ["a b/*"]}},
+        {"models": {"a": {"source": "./a", "priority": 101}}},
+        {"models": {"a": {"source": "./a", "ttl": "x"}}},
         {"models": {}},
         {"models": {"a:b": {"source": "./a"}}},
         {"models": {"a": {}}},
@@ -88,3 +117,19 @@ def test_what_the_schema_takes(more: dict[str, Any]) -> None:
 )
 def test_what_the_schema_refuses(more: dict[str, Any]) -> None:
     assert not validator.is_valid({"models": {"a": {"source": "./a"}}, **more})
+
+
+@given(
+    st.text(st.characters(codec="ascii", exclude_characters="$\n"), max_size=12)
+    | st.from_regex(DURATION_PATTERN, fullmatch=True).filter(lambda text: "\n" not in text)
+    | st.sampled_from(["never", "Never", "30", True, None, []])
+    | st.floats(allow_nan=False)
+    | st.integers()
+)
+def test_the_schema_and_the_parser_agree_on_durations(value: object) -> None:
+    try:
+        parse_lifetime(value)
+        legal = True
+    except ValueError:
+        legal = False
+    assert validator.is_valid({"scheduling": {"ttl": value}, "models": {"a": {"source": "./a"}}}) == legal

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 
-from mlx_roster.config import MemorySettings, Share
+from mlx_roster.config import MemorySettings, Multiple, Share
 from tests.config.rosters import BASE, MINIMAL, problems, read, with_model
 
 
@@ -126,3 +127,97 @@ class TestMemory:
     def test_a_dump_says_what_was_written(self) -> None:
         assert MemorySettings().model_dump()["budget"] == "75%"
         assert MemorySettings.model_validate({"budget": "1GiB"}).model_dump()["budget"] == 2**30
+
+
+DURATION = "should be a duration such as 90s, 15m or 1.5h, or a number of seconds"
+
+
+class TestScheduling:
+    def test_durations_are_seconds(self) -> None:
+        lines = "{max_wait: 1m, queue_timeout: 0.5, ttl: never, load_timeout: 10}"
+        settings = read(f"scheduling: {lines}\n{MINIMAL}").scheduling
+        assert (settings.max_wait, settings.queue_timeout, settings.load_timeout) == (60, 0.5, 10)
+        assert settings.ttl == math.inf
+
+    @pytest.mark.parametrize(("written", "meant"), [("1.5x", Multiple(1.5)), ("90s", 90.0), ("0", 0.0)])
+    def test_min_residency(self, written: str, meant: Multiple | float) -> None:
+        assert read(f"scheduling: {{min_residency: {written}}}\n{MINIMAL}").scheduling.min_residency == meant
+
+    @pytest.mark.parametrize(
+        ("line", "problem"),
+        [
+            ("max_wait: soon", DURATION),
+            ("max_wait: never", DURATION),
+            ("queue_timeout: .nan", DURATION),
+            ("drain_timeout: -1", DURATION),
+            ('drain_timeout: "30"', DURATION),
+            ("load_timeout: 0", "should be more than 0"),
+            ("load_timeout: 0ms", "should be more than 0"),
+            ("min_residency: 3y", f"{DURATION}, or a multiple of the time that loading takes, such as 3x"),
+            ("min_residency: hex", "should be a multiple such as 3x"),
+            ("ttl: forever", f'{DURATION}, or "never"'),
+            ("max_queued: -1", "should be greater than or equal to 0"),
+            ("max_wait: ", "is empty; give it a value or leave the key out"),
+            ("max_wiat: 1s", 'unknown key, did you mean "max_wait"?'),
+        ],
+    )
+    def test_what_it_may_not_be(self, line: str, problem: str) -> None:
+        assert problems(f"scheduling:\n  {line}\n{MINIMAL}") == [
+            f"roster.yaml:2: scheduling.{line.split(':')[0]}: {problem}"
+        ]
+
+    def test_nobody_may_wait(self) -> None:
+        assert read(f"scheduling: {{max_queued: 0, queue_timeout: 0}}\n{MINIMAL}").scheduling.max_queued == 0
+
+    def test_a_model_has_its_own(self) -> None:
+        entry = read(with_model("ttl: 90s\npin: true\npreload: true\npriority: -3\nmax_queued: 0")).models["atlas"]
+        assert (entry.ttl, entry.pin, entry.preload, entry.priority, entry.max_queued) == (90, True, True, -3, 0)
+        assert read(with_model("ttl: never")).models["atlas"].ttl == math.inf
+
+    @pytest.mark.parametrize(
+        ("line", "problem"),
+        [
+            ("ttl: x", f'{DURATION}, or "never"'),
+            ("priority: 101", "should be less than or equal to 100"),
+            ("priority: high", "should be a whole number"),
+            ("max_queued: -1", "should be greater than or equal to 0"),
+            ("pin: 1", "should be true or false"),
+            ("preload: yes", "should be true or false"),
+            ("trust_remote_code: on", "should be true or false"),
+            ("prelaod: true", 'unknown key, did you mean "preload"?'),
+        ],
+    )
+    def test_what_a_model_may_not_have(self, line: str, problem: str) -> None:
+        assert problems(with_model(line)) == [f"roster.yaml:4: models.atlas.{line.split(':')[0]}: {problem}"]
+
+    def test_a_dump_says_what_was_written(self) -> None:
+        roster = read(f"scheduling: {{max_wait: 90, min_residency: 2.5x, ttl: never}}\n{with_model('ttl: 1h')}")
+        dumped = roster.model_dump()
+        assert (dumped["scheduling"]["max_wait"], dumped["scheduling"]["min_residency"]) == ("90s", "2.5x")
+        assert (dumped["scheduling"]["ttl"], dumped["models"]["atlas"]["ttl"]) == ("never", "1h")
+
+
+class TestUnlisted:
+    def test_globs(self) -> None:
+        unlisted = read(f"unlisted: {{hub: [mlx-community/*, org/Name-4bit, '*'], paths: true}}\n{MINIMAL}").unlisted
+        assert (unlisted.hub, unlisted.paths) == (("mlx-community/*", "org/Name-4bit", "*"), True)
+
+    @pytest.mark.parametrize("glob", ['""', '" "', "mlx-community", '"a b/*"', '"a\\0/*"', '"a/*\\n"', "ä/*"])
+    def test_what_is_no_glob(self, glob: str) -> None:
+        assert problems(f"unlisted:\n  hub: [ok/*,\n    {glob}]\n{MINIMAL}") == [
+            "roster.yaml:3: unlisted.hub[1]: should be a glob of Hub repo ids, which are org/name: "
+            "mlx-community/* or, for all of them, *"
+        ]
+
+    @pytest.mark.parametrize(
+        ("hub", "problem"),
+        [("mlx-community/*", ": should be a list"), ("[3]", "[0]: should be a string; put it in quotes")],
+    )
+    def test_what_is_no_list_of_globs(self, hub: str, problem: str) -> None:
+        assert problems(f"unlisted: {{hub: {hub}}}\n{MINIMAL}") == [f"roster.yaml:1: unlisted.hub{problem}"]
+
+    @pytest.mark.parametrize(
+        "text", ["unlisted: {paths: true}", "discover: {hub_cache: true}", "unlisted: {hub: ['*']}"]
+    )
+    def test_no_model_need_be_listed(self, text: str) -> None:
+        assert read(text).models == {}
