@@ -3,40 +3,87 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 
 from mlx_roster.config import ModelEntry
 from mlx_roster.core import Located
+from mlx_roster.errors import LoadFailed
 from mlx_roster.loaders import sizes, source
+from mlx_roster.loaders.downloads import Download
 
 
 class Locator:
     """Local folders as they are, Hub repos through the local cache. Satisfies `registry.ports.Sources`.
 
-    Disk and network are left to threads: nothing here holds up the event loop.
+    The disk is left to threads and the network to processes: nothing here holds up the event loop. `headroom` and
+    `offline` are the roster's, and may be set anew at any time.
     """
 
-    def __init__(self, headroom: float) -> None:
-        #: The downloads that are going on: model → (bytes here, bytes in all).
-        self.downloads: dict[str, tuple[int, int]] = {}
-        self._headroom = headroom
-        self._jobs: dict[str, asyncio.Task[Located]] = {}
+    def __init__(self, headroom: float, *, offline: bool = False) -> None:
+        self.headroom = headroom
+        self.offline = offline
+        self._downloads: dict[tuple[str, str | None], Download] = {}
 
     async def locate(self, name: str, entry: ModelEntry) -> Located:
         """See `registry.ports.Sources`."""
-        job = self._jobs.get(name)
-        if job is None:
-            job = self._jobs[name] = asyncio.create_task(asyncio.to_thread(self._find, name, entry))
-            job.add_done_callback(lambda _: self._jobs.pop(name))
-        return await asyncio.shield(job)
+        folder = await self._folder(name, entry)
+        return await asyncio.to_thread(_located, folder, entry, self.headroom)
 
-    def _find(self, name: str, entry: ModelEntry) -> Located:
-        def on_progress(done: int, total: int) -> None:
-            self.downloads[name] = (done, total)
+    def progress(self) -> Mapping[str, tuple[int, int]]:
+        """See `registry.ports.Sources`. A download is not there before it is known how large it is."""
+        return {name: one.progress for one in self._downloads.values() if one.progress for name in one.waiting}
 
-        try:
-            folder = source.resolve(name, entry, on_progress)
-        finally:
-            self.downloads.pop(name, None)
-        adapters = [adapter.source for adapter in entry.adapters.values()]
-        estimate = sizes.estimate(folder, adapters, entry.max_adapters, self._headroom)
-        return Located(str(folder), estimate.total, estimate.bank)
+    async def _folder(self, name: str, entry: ModelEntry) -> Path:
+        if isinstance(entry.source, Path):
+            folder = entry.source
+        else:
+            folder = await self._from_hub(name, entry.source, entry.revision, code=entry.trust_remote_code)
+        with _naming(name, "loaded"):
+            await asyncio.to_thread(source.check_folder, folder)
+        return folder
+
+    async def _from_hub(self, name: str, repo: str, revision: str | None, *, code: bool) -> Path:
+        folder = await asyncio.to_thread(source.cached, repo, revision, code=code)
+        if folder is not None:
+            return folder
+        missing = f"{f'revision {revision} of {repo}' if revision else repo} is not in the local cache"
+        with _naming(name, "loaded"):
+            if self.offline:
+                raise LoadFailed(f"{missing}, and the roster says offline")
+            if await asyncio.to_thread(source.offline_by_environment):
+                raise LoadFailed(f"{missing}, and HF_HUB_OFFLINE is set")
+        with _naming(name, "downloaded"):
+            return await self._download(name, repo, revision, code=code)
+
+    async def _download(self, name: str, repo: str, revision: str | None, *, code: bool) -> Path:
+        """Join the download of `repo`, or begin one. One that began without the model's code is followed by another."""
+        while True:
+            download = self._downloads.get((repo, revision))
+            if download is None or not download.open:
+                globs = source.globs(code=code)
+                download = Download({"repo": repo, "revision": revision, "files": globs})
+                self._downloads[repo, revision] = download
+            try:
+                folder = await download.join(name)
+            finally:
+                if not download.open and self._downloads.get((repo, revision)) is download:
+                    del self._downloads[repo, revision]
+            if "*.py" in download.request["files"] or not code:
+                return folder
+
+
+@contextmanager
+def _naming(name: str, what: str) -> Iterator[None]:
+    """The model's name before the reason of a failure, which others may share."""
+    try:
+        yield
+    except LoadFailed as error:
+        raise LoadFailed(f"model {name} cannot be {what}: {error.message}") from error
+
+
+def _located(folder: Path, entry: ModelEntry, headroom: float) -> Located:
+    """What the model in `folder` will take. Blocks. Raises LoadFailed."""
+    estimate = sizes.estimate(folder, entry, headroom)
+    return Located(str(folder), estimate.total, estimate.bank, estimate.kv)

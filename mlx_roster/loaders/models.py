@@ -1,4 +1,5 @@
-"""Base models from local folders. Never touches the network, and never runs code that lies in a model's folder."""
+"""Base models from local folders. Never touches the network, and runs code that lies in a model's folder only where
+its source says `trust_remote_code`."""
 
 from __future__ import annotations
 
@@ -15,16 +16,14 @@ from mlx_lm.utils import load_model, load_tokenizer
 
 from mlx_roster.core import ModelSource
 from mlx_roster.errors import LoadFailed, LoadOutOfMemory
+from mlx_roster.loaders.kv import context
 from mlx_roster.loaders.sizes import weights_bytes
 from mlx_roster.tensors import Loaded
 
 #: Weights are brought into memory in portions of about this many bytes, so that progress can be seen.
 PORTION = 32 * 2**20
 
-#: Where a config says how many positions the model was made for; the first that is there counts.
-_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "n_ctx", "seq_length")
-
-#: What mlx-lm, transformers and mlx raise over a folder that is not as it should be: anything but a signal.
+#: What mlx-lm, transformers, mlx and a model's own code raise over a folder that is not as it should be.
 _FOREIGN = (
     ArithmeticError,
     AssertionError,
@@ -33,6 +32,7 @@ _FOREIGN = (
     LookupError,
     OSError,
     RuntimeError,
+    SyntaxError,
     TypeError,
     ValueError,
 )
@@ -49,7 +49,7 @@ def load(source: ModelSource, on_progress: Callable[[int, int], None], portion: 
     model, config = _build(source, folder)
     _read_weights(source, model, on_progress, portion)
     vocabulary = _try_out(source, model)
-    return Loaded(model, _tokenizer(source, folder, config), config, _context(source, config), vocabulary)
+    return Loaded(model, _tokenizer(source, folder, config), config, context(config), vocabulary)
 
 
 def _fail(source: ModelSource, reason: str, cause: BaseException | None = None) -> NoReturn:
@@ -78,8 +78,12 @@ def _read_config(source: ModelSource, folder: Path) -> None:
         _fail(source, "config.json is not valid JSON", error)
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         _fail(source, "config.json names no model_type")
-    if config.get("model_file") is not None:
-        _fail(source, "it needs a Python file of its own (model_file in config.json), and such code is not run")
+    if config.get("model_file") is not None and not source.trust_remote_code:
+        _fail(
+            source,
+            "it needs a Python file of its own (model_file in config.json), and such code is run only with "
+            "trust_remote_code: true",
+        )
     try:
         # mlx-lm takes the files that are there for all there are.
         weights_bytes(folder)
@@ -90,7 +94,7 @@ def _read_config(source: ModelSource, folder: Path) -> None:
 def _build(source: ModelSource, folder: Path) -> tuple[Module, dict[str, Any]]:
     """The model with its weights mapped but not yet read."""
     try:
-        model, config = load_model(folder, lazy=True, trust_remote_code=False)
+        model, config = load_model(folder, lazy=True, trust_remote_code=source.trust_remote_code)
     except ValueError as error:
         _fail_over(source, _explain(error, folder), error)
     except (*_FOREIGN, MemoryError) as error:
@@ -162,16 +166,7 @@ def _try_out(source: ModelSource, model: Module) -> int:
 def _tokenizer(source: ModelSource, folder: Path, config: dict[str, Any]) -> Any:
     try:
         # Left out, trust_remote_code makes transformers ask on the terminal.
-        return load_tokenizer(folder, {"trust_remote_code": False}, eos_token_ids=config.get("eos_token_id"))
+        settings = {"trust_remote_code": source.trust_remote_code}
+        return load_tokenizer(folder, settings, eos_token_ids=config.get("eos_token_id"))
     except _FOREIGN as error:
         _fail_over(source, "its tokenizer cannot be loaded", error)
-
-
-def _context(source: ModelSource, config: dict[str, Any]) -> int | None:
-    limits = [source.max_context] if source.max_context else []
-    for place in (config, config.get("text_config") or {}):
-        found = next((place[key] for key in _CONTEXT_KEYS if isinstance(place.get(key), int)), None)
-        if found:
-            limits.append(found)
-            break
-    return min(limits, default=None)

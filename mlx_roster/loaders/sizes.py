@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +17,9 @@ from typing import Any
 
 import msgspec
 
+from mlx_roster.config import ModelEntry
 from mlx_roster.errors import LoadFailed
+from mlx_roster.loaders import kv
 
 #: The safetensors format's own limit.
 MAX_HEADER = 100 * 10**6
@@ -68,15 +70,19 @@ _decode_index = msgspec.json.Decoder(_Index).decode
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a model is expected to take, in bytes. `bank` is as large as its adapters can make it."""
+    """What a model is expected to take, in bytes. `bank` is as large as its adapters can make it.
+
+    `kv` is reserved for the caches of running sequences.
+    """
 
     weights: int
     bank: int
     headroom: float
+    kv: int = 0
 
     @property
     def total(self) -> int:
-        return round((self.weights + self.bank) * (1 + self.headroom))
+        return round((self.weights + self.bank) * (1 + self.headroom)) + self.kv
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +97,30 @@ class Sides:
     experts: dict[str, tuple[int, int]]
 
 
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Bytes of a model's tensors. `width` is what one number takes that it computes with: 2, or 4 for float32."""
+
+    size: int
+    width: int
+
+
+def weights(folder: Path) -> Weights:
+    """The tensors of the model in `folder`. Raises LoadFailed."""
+    whole = halves = size = 0
+    for shard in shards(folder):
+        for tensor in _tensors(shard).values():
+            length = _length(tensor)
+            size += length
+            # Of a quantized model only the scales tell.
+            whole += length if tensor.dtype == "F32" else 0
+            halves += length if tensor.dtype in _HALVES else 0
+    return Weights(size, 4 if whole > halves else 2)
+
+
 def weights_bytes(folder: Path) -> int:
     """Bytes of the tensors of the model in `folder`."""
-    return sum(map(tensor_bytes, shards(folder)))
+    return weights(folder).size
 
 
 def adapter_sides(folder: Path) -> Sides:
@@ -142,18 +169,29 @@ def _side(name: str) -> tuple[str, int | None] | None:
 _known_side = lru_cache(2**14)(_side)
 
 
-def estimate(folder: Path, adapters: Iterable[Path], max_adapters: int, headroom: float) -> Estimate:
-    """What the model in `folder` will take.
+def estimate(folder: Path, entry: ModelEntry, headroom: float) -> Estimate:
+    """What the model in `folder`, which is `entry`'s, will take. Raises LoadFailed.
 
     An adapter that cannot be read takes nothing: it will never be loaded, and it must not keep its base from loading.
     """
-    weights, sides = weights_bytes(folder), []
-    for adapter in adapters:
+    sides = []
+    for adapter in entry.adapters.values():
         try:
-            sides.append(adapter_sides(adapter))
+            sides.append(adapter_sides(adapter.source))
         except LoadFailed:
             continue
-    return Estimate(weights, bank_bytes(sides, max_adapters, expert_count(folder)), headroom)
+    return estimate_with(folder, entry, headroom, sides)
+
+
+def estimate_with(folder: Path, entry: ModelEntry, headroom: float, adapters: Collection[Sides]) -> Estimate:
+    """The same, for adapters that have been looked at already."""
+    base, config = weights(folder), read_config(folder)
+    bank = bank_bytes(adapters, entry.max_adapters, expert_count(config))
+    lengths = [length for length in (entry.max_context, kv.context(config)) if length is not None]
+    reserve = kv.reserve(
+        kv.cache_size(config, base.width), base.size, min(lengths, default=None), entry.max_concurrency
+    )
+    return Estimate(base.size, bank, headroom, reserve)
 
 
 def bank_bytes(adapters: Collection[Sides], max_adapters: int, experts: int | None) -> int:
@@ -187,15 +225,20 @@ def _slots(adapters: int, most: int) -> int:
     return slots
 
 
-def expert_count(folder: Path) -> int | None:
-    """How many experts each layer of the model in `folder` has, None where its config does not say."""
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config of the model in `folder`, empty where there is none that could be read."""
     try:
         with (folder / "config.json").open("rb") as stream:
             config: Any = json.loads(stream.read(_MAX_CONFIG))
     except (OSError, ValueError, RecursionError):
-        return None
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def expert_count(config: dict[str, Any]) -> int | None:
+    """How many experts each layer of a model has, None where its config does not say."""
     # That of a model that also sees or hears keeps what is about its language model apart.
-    parts = [config, config.get("text_config")] if isinstance(config, dict) else []
+    parts = [config, config.get("text_config")]
     counts = [part.get(key) for part in parts if isinstance(part, dict) for key in _EXPERTS]
     return next((count for count in counts if type(count) is int and 0 < count <= _MOST_EXPERTS), None)
 

@@ -15,6 +15,7 @@ from mlx_roster.loaders.models import load
 from mlx_roster.loaders.sizes import estimate
 from tests.engine import tiny
 from tests.loaders.adapter_folders import lora, write_peft
+from tests.loaders.test_sizes import entry
 
 ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
 MODULES = (*ATTENTION, "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
@@ -29,7 +30,7 @@ def taken(model: Path, adapters: Sequence[Path], slots: int = 8) -> int:
 
 
 def expected(model: Path, adapters: Sequence[Path], slots: int = 8) -> int:
-    return estimate(model, adapters, slots, 0.0).bank
+    return estimate(model, entry(model, adapters, max_adapters=slots), 0.0).bank
 
 
 @pytest.fixture(scope="module")

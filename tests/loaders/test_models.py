@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import msgspec
 import pytest
 from mlx.utils import tree_flatten
 from mlx_lm.models import llama4
@@ -70,21 +74,17 @@ def test_progress_rises_to_the_bytes_of_all_weights(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "limit", "context"),
+    ("changes", "context"),
     [
-        ({}, None, 512),
-        ({}, 100, 100),
-        ({}, 100_000, 512),
-        ({"max_position_embeddings": ...}, None, None),
-        ({"max_position_embeddings": ...}, 100, 100),
-        ({"max_position_embeddings": ..., "text_config": {"max_position_embeddings": 64}}, None, 64),
+        ({}, 512),
+        ({"max_position_embeddings": ...}, None),
+        ({"max_position_embeddings": ..., "text_config": {"max_position_embeddings": 64}}, 64),
     ],
 )
-def test_context_is_the_models_capped_by_the_source(
-    folder: Path, changes: dict[str, Any], limit: int | None, context: int | None
-) -> None:
+def test_context_is_the_models_own(folder: Path, changes: dict[str, Any], context: int | None) -> None:
     configure(folder, **changes)
-    assert loading(folder, max_context=limit).context == context
+    # What the roster allows of it may change while the model is loaded.
+    assert loading(folder, max_context=10).context == context
 
 
 def test_end_of_sequence_tokens_come_from_the_config_too(folder: Path) -> None:
@@ -140,20 +140,74 @@ def test_broken_folder_is_refused_in_words(folder: Path, change: Callable[[Path]
     assert words in refusal(folder)
 
 
-def test_model_code_never_runs(folder: Path) -> None:
-    trap = folder / "sprung"
-    code = f"open({str(trap)!r}, 'w')\nclass Model: ...\nclass ModelArgs: ...\nclass T: ...\n"
-    (folder / "model.py").write_text(code)
-    configure(folder, model_file="model.py")
-    assert "model_file" in refusal(folder)
-    configure(folder, model_file=..., auto_map={"AutoConfig": "model.ModelArgs", "AutoModel": "model.Model"})
-    loading(folder)
+def with_model_file(folder: Path) -> None:
+    configure(folder, model_file="own.py")
+    (folder / "own.py").write_text(TRAP + "from mlx_lm.models.llama import Model, ModelArgs\n")
+
+
+def with_config_code(folder: Path) -> None:
+    configure(folder, auto_map={"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"})
+    code = "from transformers import PretrainedConfig\nclass Config(PretrainedConfig): ...\nclass Model: ...\n"
+    (folder / "own.py").write_text(TRAP + code)
+
+
+def with_tokenizer_code(folder: Path) -> None:
     tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
-    tokenizer |= {"auto_map": {"AutoTokenizer": ["model.T", "model.T"]}, "tokenizer_class": "Nowhere"}
+    tokenizer |= {"auto_map": {"AutoTokenizer": [None, "own.Own"]}, "tokenizer_class": "Own"}
     (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
-    with pytest.raises(LoadFailed, match="tokenizer"):
-        loading(folder)
+    code = "from transformers import PreTrainedTokenizerFast\nclass Own(PreTrainedTokenizerFast): ...\n"
+    (folder / "own.py").write_text(TRAP + code)
+
+
+#: Code that leaves a mark where it runs.
+TRAP = "import os\nfrom pathlib import Path\nPath(os.environ['TRAP']).touch()\n"
+
+#: A load in a process of its own: with transformers' cache of modules, which it reads once, in a place of its own.
+LOAD = """
+import sys
+from mlx_roster.core import ModelSource
+from mlx_roster.loaders.models import load
+load(ModelSource("tiny", sys.argv[1], memory=2**30, trust_remote_code=True), lambda done, total: None)
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "refused"),
+    [
+        (with_model_file, "model_file in config.json.* only with trust_remote_code: true"),
+        (with_config_code, None),
+        (with_tokenizer_code, "its tokenizer cannot be loaded"),
+    ],
+)
+def test_model_code_never_runs_without_opt_in(
+    folder: Path, change: Callable[[Path], None], refused: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trap = folder / "sprung"
+    monkeypatch.setenv("TRAP", str(trap))
+    change(folder)
+    if refused is None:
+        assert loading(folder).vocabulary == 321  # by mlx-lm's own code
+    else:
+        with pytest.raises(LoadFailed, match=refused):
+            loading(folder)
     assert not trap.exists()
+
+
+@pytest.mark.parametrize("change", [with_model_file, with_tokenizer_code])
+def test_model_code_runs_where_its_entry_says_so(folder: Path, change: Callable[[Path], None], tmp_path: Path) -> None:
+    change(folder)
+    trap = tmp_path / "sprung"
+    environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "TRAP": str(trap)}
+    subprocess.run([sys.executable, "-c", LOAD, str(folder)], env=environment, check=True)
+    assert trap.exists()
+
+
+def test_model_code_that_is_broken_is_refused_in_words(folder: Path) -> None:
+    configure(folder, model_file="own.py")
+    (folder / "own.py").write_text("class Model(:\n")
+    trusting = msgspec.structs.replace(tiny.source(folder), trust_remote_code=True)
+    with pytest.raises(LoadFailed, match="do not make a model"):
+        load(trusting, lambda done, total: None)
 
 
 def test_cache_that_cannot_be_batched_is_refused(folder: Path) -> None:

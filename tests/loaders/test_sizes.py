@@ -4,7 +4,7 @@ import json
 import struct
 import time
 import tracemalloc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,15 +13,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlx_roster.config import AdapterEntry, ModelEntry
 from mlx_roster.errors import LoadFailed
 from mlx_roster.loaders.sizes import (
     Estimate,
+    Weights,
     adapter_sides,
     bank_bytes,
     estimate,
     expert_count,
+    read_config,
     shards,
     tensor_bytes,
+    weights,
     weights_bytes,
 )
 
@@ -74,6 +78,13 @@ def model(folder: Path, files: Mapping[str, int], index: object = None) -> Path:
         content = index if isinstance(index, bytes) else json.dumps(index).encode()
         (folder / "model.safetensors.index.json").write_bytes(content)
     return folder
+
+
+def entry(folder: Path, adapters: Sequence[Path] = (), **limits: Any) -> ModelEntry:
+    """A model with these adapters, each by its number."""
+    return ModelEntry(
+        source=folder, adapters={str(number): AdapterEntry(source=one) for number, one in enumerate(adapters)}, **limits
+    )
 
 
 def weight_map(*names: str) -> dict[str, Any]:
@@ -217,10 +228,34 @@ def test_a_slot_has_every_layer_at_its_largest_rank(tmp_path: Path) -> None:
         mlxlm(tmp_path / "b", {"q.lora_a": 12, "q.lora_b": 24}),
         peft(tmp_path / "c", {"v.lora_A.weight": 100, "v.lora_B.weight": 200}),
     ]
-    assert estimate(folder, adapters, 8, 0.1) == Estimate(1000, 4 * (12 + 24 + 100 + 200), 0.1)
+    assert estimate(folder, entry(folder, adapters), 0.1) == Estimate(1000, 4 * (12 + 24 + 100 + 200), 0.1)
     # The two that are there may be any of them.
-    assert estimate(folder, adapters, 2, 0.0).total == 1000 + 3 * 336
-    assert estimate(folder, [], 8, 0.1).total == 1100
+    assert estimate(folder, entry(folder, adapters, max_adapters=2), 0.0).total == 1000 + 3 * 336
+    assert estimate(folder, entry(folder), 0.1).total == 1100
+
+
+def test_caches_are_as_wide_as_most_of_the_numbers_that_are_computed_with(tmp_path: Path) -> None:
+    def typed(**sizes: int) -> Path:
+        begin, header = 0, {}
+        for dtype, size in sizes.items():
+            header[dtype] = {"dtype": dtype, "shape": [size], "data_offsets": [begin, begin + size]}
+            begin += size
+        write(tmp_path / "model.safetensors", header, begin)
+        return tmp_path
+
+    assert weights(typed(F32=8, BF16=4)) == Weights(12, 4)
+    assert weights(typed(U32=100, F16=8, F32=4)) == Weights(112, 2)
+    assert weights(typed(U8=100)) == Weights(100, 2)
+
+
+def test_estimate_has_what_is_reserved_for_sequences(tmp_path: Path) -> None:
+    folder = model(tmp_path, {"model.safetensors": 10**6})
+    config = {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 4, "max_position_embeddings": 20}
+    (folder / "config.json").write_text(json.dumps(config))
+    found = estimate(folder, entry(folder), 0.1)
+    assert (found.kv, found.total) == (32 * 20 * 128, 1_100_000 + 32 * 20 * 128)
+    assert estimate(folder, entry(folder, max_context=5), 0.1).kv == 32 * 5 * 128
+    assert estimate(folder, entry(folder, max_context=99, max_concurrency=3), 0.1).kv == 3 * 20 * 128
 
 
 @pytest.mark.parametrize("dtype", ["F16", "BF16"])
@@ -275,11 +310,11 @@ def test_an_experts_number_is_not_believed_whatever_it_is(name: str, tmp_path: P
 def test_experts_are_counted_by_the_config(config: object, count: int | None, tmp_path: Path) -> None:
     content = config if isinstance(config, bytes) else json.dumps(config).encode()
     (tmp_path / "config.json").write_bytes(content)
-    assert expert_count(tmp_path) == count
+    assert expert_count(read_config(tmp_path)) == count
 
 
 def test_without_a_config_experts_are_not_counted(tmp_path: Path) -> None:
-    assert expert_count(tmp_path) is None
+    assert expert_count(read_config(tmp_path)) is None
 
 
 @pytest.mark.parametrize("name", ["model.embed_tokens.weight", "q.lora_c", "lora_a", "q.lora_B.bias", "", "." * 9999])
@@ -295,7 +330,7 @@ def test_a_name_may_be_of_any_length(tmp_path: Path) -> None:
 def test_an_adapter_that_cannot_be_read_does_not_fail_its_base(tmp_path: Path) -> None:
     folder = model(tmp_path / "model", {"model.safetensors": 1000})
     write(tmp_path / "broken" / "adapters.safetensors", b"{")
-    assert estimate(folder, [tmp_path / "broken", tmp_path / "missing"], 8, 0.0).total == 1000
+    assert estimate(folder, entry(folder, [tmp_path / "broken", tmp_path / "missing"]), 0.0).total == 1000
 
 
 def test_a_thousand_adapters_are_estimated_at_once(tmp_path: Path) -> None:
@@ -305,8 +340,9 @@ def test_a_thousand_adapters_are_estimated_at_once(tmp_path: Path) -> None:
         mlxlm(tmp_path / str(number), {f"{path}.lora_{side}": 4 * (1 + number % 7) for path in paths for side in "ab"})
         for number in range(1000)
     ]
+    listed = entry(folder, adapters)
     begin = time.process_time()
-    found = estimate(folder, adapters, 8, 0.0)
+    found = estimate(folder, listed, 0.0)
     assert time.process_time() - begin < 1
     assert found.bank == 9 * 128 * 28
 

@@ -1,0 +1,257 @@
+"""The process that downloads: `python -m mlx_roster.loaders.fetching`, started by `loaders/downloads.py` only.
+
+Its input begins with one line of JSON, a `Request`. It answers with lines of JSON: `done` and `total` in bytes as they
+come, then `folder`, or `error`: why not, for a client. End of file on its input means that nobody waits any more, and
+ends it at once; what it has of each file stays in the Hub's cache, and the next one goes on from there.
+
+The Hub's client would begin a file that was broken off anew. So the large ones are fetched here, into the client's own
+places and under its own locks, and the client does the rest. No mlx, and little of this package: it starts quickly.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from fnmatch import fnmatch
+from pathlib import Path
+from threading import Lock, Thread
+from typing import Any, TextIO, TypedDict, cast
+
+from huggingface_hub import (
+    HfApi,
+    constants,
+    get_hf_file_metadata,
+    get_session,
+    hf_hub_url,
+    snapshot_download,
+)
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub.utils._fixes import WeakFileLock
+from huggingface_hub.utils._headers import build_hf_headers
+from huggingface_hub.utils._http import hf_raise_for_status
+from huggingface_hub.utils.tqdm import tqdm
+
+#: Files that are fetched side by side.
+SIDE_BY_SIDE = 8
+
+#: How often a file is asked for again that brings nothing more, and the pause before the first time, which doubles.
+RETRIES = 3
+PAUSE = 0.5
+
+#: How long a connection may bring nothing, in seconds.
+SILENCE = 30.0
+
+#: Progress is said this often, in seconds.
+TICK = 0.1
+
+# The base is the error of the HTTP library, whichever one this version of the Hub's client is built on.
+TransportError = cast("type[Exception]", HfHubHTTPError.__bases__[0])
+
+
+class Request(TypedDict):
+    """What to download: the files of a repo that match one of the globs in `files`."""
+
+    repo: str
+    revision: str | None
+    files: list[str]
+
+
+class Progress:
+    """Bytes of all files together. Counted on any thread, and told on one of its own while they change."""
+
+    def __init__(self, total: int, say: Callable[[dict[str, object]], None]) -> None:
+        self._total = total
+        self._say = say
+        self._lock = Lock()
+        self._ours = 0
+        self._theirs = 0
+        Thread(target=self._tell, daemon=True).start()
+
+    def add(self, count: int) -> None:
+        """So many more, or fewer, of the files that are fetched here."""
+        with self._lock:
+            self._ours += count
+
+    def reach(self, count: int) -> None:
+        """The Hub's client has come so far with those that it fetches."""
+        with self._lock:
+            self._theirs = max(self._theirs, count)
+
+    def _tell(self) -> None:
+        told = -1
+        while True:
+            done = min(max(self._ours + self._theirs, 0), self._total)
+            if done != told:
+                told = done
+                self._say({"done": done, "total": self._total})
+            time.sleep(TICK)
+
+
+def fetch(request: Request, say: Callable[[dict[str, object]], None]) -> Path:
+    """Download what `request` names into the Hub's cache; its folder there. Raises what `reason` has words for."""
+    repo, revision, globs = request["repo"], request["revision"], request["files"]
+    listing = HfApi().model_info(repo, revision=revision, files_metadata=True)
+    wanted = [file for file in listing.siblings or [] if any(fnmatch(file.rfilename, glob) for glob in globs)]
+    total = sum(file.size or 0 for file in wanted)
+    progress = Progress(total, say)
+    # Only what Git keeps by LFS is ever large. Past a limit plain HTTP brings nothing; the Hub's client has more ways.
+    large = [file.rfilename for file in wanted if file.lfs and 0 < (file.size or 0) <= constants.MAX_HTTP_DOWNLOAD_SIZE]
+    pool = ThreadPoolExecutor(SIDE_BY_SIDE)
+    for job in as_completed(pool.submit(_fetch, repo, listing.sha, name, progress) for name in large):
+        job.result()  # raises: the others end with the process
+    return Path(snapshot_download(repo, revision=revision, allow_patterns=globs, tqdm_class=_bar(progress)))
+
+
+def _fetch(repo: str, commit: str | None, name: str, progress: Progress) -> None:
+    """Fetch one file to where the Hub's client will find it, beginning with what is there."""
+    url = hf_hub_url(repo, name, revision=commit)
+    metadata = get_hf_file_metadata(url)
+    etag, size = metadata.etag, metadata.size
+    if size is None or etag is None or not re.fullmatch(r"\w[\w.-]*", etag):
+        return  # the client may know what to make of it
+    cache, folder = (
+        Path(constants.HF_HUB_CACHE).expanduser().resolve(),
+        repo_folder_name(repo_id=repo, repo_type="model"),
+    )
+    blob, lock = cache / folder / "blobs" / etag, cache / ".locks" / folder / f"{etag}.lock"
+    for place in (blob, lock):
+        place.parent.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(lock):
+        if blob.exists():
+            progress.add(size)
+            return
+        partial = blob.with_name(f"{etag}.incomplete")
+        resumed = _length(partial)
+        progress.add(resumed)
+        _receive(url, partial, size, progress)
+        if resumed and re.fullmatch("[0-9a-f]{64}", etag) and _sha256(partial) != etag:
+            # What was there was no beginning of this.
+            partial.unlink()
+            progress.add(-size)
+            _receive(url, partial, size, progress)
+        partial.replace(blob)
+
+
+def _receive(url: str, partial: Path, size: int, progress: Progress) -> None:
+    """Fetch what `partial` lacks of `size` bytes, over as many connections as it takes while each brings something."""
+    fruitless = 0
+    while (before := _length(partial)) < size:
+        try:
+            _append(url, partial, before, progress)
+        except TransportError as error:
+            if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
+                raise
+            fruitless = 0 if _length(partial) > before else fruitless + 1
+            if fruitless > RETRIES:
+                raise
+            time.sleep(PAUSE * 2 ** max(fruitless - 1, 0))
+    if (there := _length(partial)) > size:
+        partial.unlink()
+        progress.add(-there)
+        raise OSError(None, f"the Hub sent {there} bytes of a file of {size}")
+
+
+def _append(url: str, partial: Path, begin: int, progress: Progress) -> None:
+    # Compressed, a file would have no ranges.
+    headers = {**build_hf_headers(), "Accept-Encoding": "identity", "Range": f"bytes={begin}-"}
+    if not begin:
+        del headers["Range"]
+    with get_session().stream("GET", url, headers=headers, timeout=SILENCE) as response:
+        hf_raise_for_status(response)
+        with partial.open("ab", buffering=0) as file:
+            if begin and response.status_code != 206:
+                file.truncate(0)
+                progress.add(-begin)
+            for chunk in response.iter_bytes():
+                file.write(chunk)
+                progress.add(len(chunk))
+
+
+def _length(file: Path) -> int:
+    return file.stat().st_size if file.exists() else 0
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _bar(progress: Progress) -> type[tqdm]:
+    """A progress bar that draws nothing.
+
+    The Hub's client makes several: of files, of bytes received and of bytes written. The furthest of the latter two
+    counts, so that what is reported only grows.
+    """
+
+    class Bar(tqdm):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            self._counts_bytes = kwargs.get("unit") == "B"
+            self._done = 0
+            super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call]
+
+        def update(self, n: float | None = 1) -> None:
+            if self._counts_bytes:
+                self._done += int(n or 0)
+                progress.reach(self._done)
+
+    return Bar
+
+
+def reason(error: Exception, repo: str, revision: str | None) -> str:
+    """Our own words: the client's name paths of this machine."""
+    match error:
+        case GatedRepoError():
+            return f"{repo} is gated; accept its terms on the Hub and set HF_TOKEN"
+        case RepositoryNotFoundError():
+            return f"the Hub has no {repo}, or it is private and HF_TOKEN does not open it"
+        case RevisionNotFoundError():
+            return f"{repo} has no revision {revision}"
+        case HfHubHTTPError():
+            return f"the Hub answered {error.response.status_code} for {repo}"
+        case OSError(strerror=str() as words) if not isinstance(error, LocalEntryNotFoundError):
+            return words
+    return f"{repo} is not in the local cache, and the Hub cannot be reached or broke off"
+
+
+def main() -> None:
+    # What others print must not come between our lines.
+    answers: TextIO = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+
+    saying = Lock()
+
+    def say(answer: dict[str, object]) -> None:
+        with saying:
+            answers.write(json.dumps(answer) + "\n")
+
+    request: Request = json.loads(sys.stdin.buffer.readline())
+    Thread(target=_watch, daemon=True).start()
+    try:
+        say({"folder": str(fetch(request, say))})
+    except (TransportError, OSError, RuntimeError, ValueError) as error:
+        # RuntimeError is all that hf_xet says of a broken transfer, ValueError refuses a file too large for plain HTTP.
+        say({"error": reason(error, request["repo"], request["revision"])})
+    # Other files may still be under way: threads that the interpreter would wait for.
+    os._exit(0)
+
+
+def _watch() -> None:
+    sys.stdin.buffer.read()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

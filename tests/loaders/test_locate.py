@@ -1,0 +1,331 @@
+"""Models from a Hub: real download processes, and a real HTTP server in the Hub's place."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from mlx_roster.config import ModelEntry
+from mlx_roster.core import Located
+from mlx_roster.errors import LoadFailed
+from mlx_roster.loaders.locate import Locator
+from mlx_roster.loaders.source import cached
+from tests.loaders import hub_cache
+from tests.loaders.fake_hub import FakeHub, commit, etag
+from tests.loaders.hub_cache import FILES, REPO, WANTED
+
+BIG = "model-1.safetensors"
+
+#: As much of BIG as is let through before something happens: a third.
+PART = 100_000
+
+
+def entry(source: Path | str = REPO, revision: str | None = None, *, trusted: bool = False) -> ModelEntry:
+    return ModelEntry.model_validate({"source": source, "revision": revision, "trust_remote_code": trusted})
+
+
+def locating(model: ModelEntry | None = None, locator: Locator | None = None) -> Coroutine[Any, Any, Located]:
+    return (locator or Locator(0)).locate("atlas", model or entry())
+
+
+def locate(model: ModelEntry | None = None, *, offline: bool = False) -> Located:
+    async def one() -> Located:
+        return await locating(model, Locator(0, offline=offline))
+
+    return asyncio.run(one())
+
+
+def failure(model: ModelEntry | None = None, *, offline: bool = False) -> str:
+    with pytest.raises(LoadFailed) as failed:
+        locate(model, offline=offline)
+    return failed.value.message
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110  there is nothing to wait on
+        await asyncio.sleep(0.001)
+
+
+async def held(hub: FakeHub, name: str = BIG, times: int = 1) -> None:
+    await asyncio.to_thread(hub.wait_held, name, times)
+
+
+def fetchers() -> list[psutil.Process]:
+    """The download processes that there are."""
+    return [child for child in psutil.Process().children() if "mlx_roster.loaders.fetching" in child.cmdline()]
+
+
+def whole(folder: str) -> bool:
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir()} == {name: FILES[name] for name in WANTED}
+
+
+def test_a_folder_is_used_as_it_is(cache: Path, tmp_path: Path) -> None:
+    folder = hub_cache.put(tmp_path, REPO, FILES)
+    located = locate(entry(folder))
+    assert located.path == str(folder)
+    assert located.estimate >= 500_000
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    assert failure(entry(tmp_path / "secret")) == "model atlas cannot be loaded: its folder does not exist"
+
+
+def test_a_repo_is_downloaded_once_and_only_what_is_needed_of_it(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    located = locate()
+    assert whole(located.path)
+    assert hub.downloaded == WANTED
+    hub.seen.clear()
+    assert locate() == located
+    assert hub.seen == []
+
+
+def test_model_code_is_fetched_only_where_it_may_be_run(hub: FakeHub) -> None:
+    assert not (Path(locate().path) / "modeling_atlas.py").exists()
+    hub.seen.clear()
+    assert (Path(locate(entry(trusted=True)).path) / "modeling_atlas.py").exists()
+    assert hub.downloaded == {"modeling_atlas.py"}
+
+
+def test_a_commit_that_is_cached_needs_no_request(hub: FakeHub) -> None:
+    located = locate(entry(revision=commit(REPO)))
+    assert Path(located.path).name == commit(REPO)
+    hub.seen.clear()
+    assert locate(entry(revision=commit(REPO))) == located
+    assert hub.seen == []
+
+
+def test_progress_is_in_bytes_and_only_grows(hub: FakeHub) -> None:
+    hub.gates[BIG] = PART
+    total = sum(len(FILES[name]) for name in WANTED)
+
+    async def run() -> None:
+        locator, seen = Locator(0), []
+        assert locator.progress() == {}
+        job = asyncio.create_task(locating(locator=locator))
+        await held(hub)
+        # Of the file at the gate, what went out before; the other is as small as to be here soon.
+        while not (seen and seen[-1][0] >= PART + 200_000):
+            seen += locator.progress().values()
+            await asyncio.sleep(0.001)
+        hub.open_gate(BIG)
+        while not job.done():
+            seen += locator.progress().values()
+            await asyncio.sleep(0.001)
+        assert {of for _, of in seen} == {total}
+        assert seen == sorted(seen)
+        assert locator.progress() == {}
+
+    asyncio.run(run())
+
+
+def test_cancelling_ends_the_download_and_the_next_goes_on_from_there(hub: FakeHub) -> None:
+    hub.gates[BIG] = PART
+
+    async def run() -> Located:
+        locator = Locator(0)
+        job = asyncio.create_task(locating(locator=locator))
+        await held(hub)
+        await until(lambda: sum(done for done, _ in locator.progress().values()) >= PART + 200_000)
+        job.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await job
+        assert fetchers() == []
+        assert locator.progress() == {}
+        hub.open_gate(BIG)
+        hub.begun.clear()
+        return await locating(locator=locator)
+
+    assert whole(asyncio.run(run()).path)
+    assert [answer for answer in hub.begun if answer[0].endswith(".safetensors")] == [(BIG, PART)]
+
+
+def test_a_hub_that_cuts_in_mid_file_is_asked_for_the_rest(hub: FakeHub) -> None:
+    hub.stops[BIG] = PART - 1
+    assert whole(locate().path)
+    assert [begin for name, begin in hub.begun if name == BIG] == [0, PART - 1, 2 * PART - 2, 3 * PART - 3]
+    assert hub.bytes_sent(BIG) == len(FILES[BIG])
+
+
+def test_a_hub_that_breaks_off_for_good_fails_the_load_and_the_next_goes_on(hub: FakeHub) -> None:
+    hub.ends[BIG] = PART
+    assert failure() == (
+        "model atlas cannot be downloaded: org/atlas is not in the local cache, "
+        "and the Hub cannot be reached or broke off"
+    )
+    hub.ends.clear()
+    hub.begun.clear()
+    assert whole(locate().path)
+    assert (BIG, PART) in hub.begun
+    assert (BIG, 0) not in hub.begun
+
+
+def test_what_is_there_of_another_file_is_not_built_upon(hub: FakeHub, cache: Path) -> None:
+    blobs = cache / "models--org--atlas" / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs / f"{etag(BIG, FILES[BIG])}.incomplete").write_bytes(bytes(1000))
+    assert whole(locate().path)
+    assert [begin for name, begin in hub.begun if name == BIG] == [1000, 0]
+
+
+def test_entries_of_one_repo_share_its_download(hub: FakeHub) -> None:
+    hub.gates[BIG] = PART
+
+    async def run() -> None:
+        locator = Locator(0)
+        jobs = [asyncio.create_task(locator.locate(name, entry())) for name in ("a", "b", "c")]
+        await held(hub)
+        await until(lambda: locator.progress().keys() == {"a", "b", "c"})
+        assert len(fetchers()) == 1
+        for job in jobs[:2]:
+            job.cancel()
+            await asyncio.wait([job])
+        assert len(fetchers()) == 1
+        assert locator.progress().keys() == {"c"}
+        hub.open_gate(BIG)
+        assert whole((await jobs[2]).path)
+
+    asyncio.run(run())
+    assert hub.held == [BIG]
+    assert hub.bytes_sent(BIG) == len(FILES[BIG])
+
+
+def test_who_trusts_the_code_does_not_go_without_it_for_joining_a_download(hub: FakeHub) -> None:
+    hub.gates[BIG] = PART
+
+    async def run() -> list[Located]:
+        locator = Locator(0)
+        jobs = [asyncio.create_task(locator.locate(str(code), entry(trusted=code))) for code in (False, True)]
+        await held(hub)
+        await until(lambda: locator.progress().keys() == {"False", "True"})
+        hub.open_gate(BIG)
+        return await asyncio.gather(*jobs)
+
+    _, trusted = asyncio.run(run())
+    assert (Path(trusted.path) / "modeling_atlas.py").exists()
+    assert hub.bytes_sent(BIG) == len(FILES[BIG])
+
+
+def test_different_repos_are_downloaded_at_the_same_time(hub: FakeHub) -> None:
+    hub.gates[BIG] = PART
+    hub.repos["org/other"] = {name: content for name, content in FILES.items() if name != BIG}
+    hub.repos["org/other"]["model.safetensors.index.json"] = b'{"weight_map": {"b": "model-2.safetensors"}}'
+
+    async def run() -> None:
+        locator = Locator(0)
+        job = asyncio.create_task(locator.locate("atlas", entry()))
+        await held(hub)
+        assert (await locator.locate("other", entry("org/other"))).estimate
+        assert not job.done()
+        hub.open_gate(BIG)
+        await job
+
+    asyncio.run(run())
+
+
+def test_a_download_process_that_is_killed_leaves_nothing_that_blocks_the_next(hub: FakeHub) -> None:
+    hub.gates[BIG] = PART
+
+    async def run() -> None:
+        job = asyncio.create_task(locating())
+        await held(hub)
+        os.kill(fetchers()[0].pid, signal.SIGKILL)
+        with pytest.raises(LoadFailed, match="the process that fetched it ended before its time"):
+            await job
+        hub.open_gate(BIG)
+        assert whole((await locating()).path)
+
+    asyncio.run(run())
+
+
+def test_a_download_process_ends_with_its_parent(hub: FakeHub) -> None:
+    hub.gates[BIG] = PART
+    request = json.dumps({"repo": REPO, "revision": None, "files": ["*"]}).encode() + b"\n"
+    command = [sys.executable, "-m", "mlx_roster.loaders.fetching"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as fetcher:
+        assert fetcher.stdin is not None
+        fetcher.stdin.write(request)
+        fetcher.stdin.flush()
+        hub.wait_held(BIG)
+        # What the death of this process would do.
+        fetcher.stdin.close()
+        assert fetcher.wait(60) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "reason"),
+    [
+        (404, "RepoNotFound", "the Hub has no org/atlas, or it is private and HF_TOKEN does not open it"),
+        (401, "RepoNotFound", "the Hub has no org/atlas, or it is private and HF_TOKEN does not open it"),
+        (403, "GatedRepo", "org/atlas is gated; accept its terms on the Hub and set HF_TOKEN"),
+        (500, "", "the Hub answered 500 for org/atlas"),
+    ],
+)
+def test_what_the_hub_refuses(status: int, code: str, reason: str, hub: FakeHub) -> None:
+    hub.failures[REPO] = status, code
+    assert failure() == f"model atlas cannot be downloaded: {reason}"
+
+
+def test_a_revision_that_is_not_there(hub: FakeHub) -> None:
+    assert failure(entry(revision="v9")) == "model atlas cannot be downloaded: org/atlas has no revision v9"
+
+
+def test_no_network(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:  # bound, and nobody listens
+        taken.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{taken.getsockname()[1]}")
+        assert failure() == (
+            "model atlas cannot be downloaded: org/atlas is not in the local cache, "
+            "and the Hub cannot be reached or broke off"
+        )
+
+
+def test_offline_uses_the_cache_and_never_the_network(hub: FakeHub, cache: Path) -> None:
+    words = "is not in the local cache, and the roster says offline"
+    assert failure(offline=True) == f"model atlas cannot be loaded: org/atlas {words}"
+    assert failure(entry(revision="v2"), offline=True).endswith(f"revision v2 of org/atlas {words}")
+    folder = hub_cache.put(cache, REPO, FILES)
+    assert locate(offline=True).path == str(folder)
+    assert hub.seen == []
+
+
+def test_offline_by_environment(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert failure().endswith("org/atlas is not in the local cache, and HF_HUB_OFFLINE is set")
+    assert hub.seen == []
+
+
+def test_a_repo_without_weights(hub: FakeHub) -> None:
+    del hub.repos[REPO]["model-2.safetensors"]
+    assert failure() == (
+        "model atlas cannot be loaded: 1 of 2 weight files are missing, model-2.safetensors among them"
+    )
+
+
+def test_a_cache_that_cannot_be_written(hub: FakeHub, cache: Path) -> None:
+    cache.touch()
+    reason = failure()
+    assert reason.startswith("model atlas cannot be downloaded: ")
+    assert str(cache) not in reason
+
+
+def test_the_rest_of_a_snapshot_is_taken_up_again(hub: FakeHub) -> None:
+    folder = Path(locate().path)
+    (folder / "model-2.safetensors").unlink()
+    assert cached(REPO, None) is None
+    hub.seen.clear()
+    assert whole(locate().path)
+    assert hub.downloaded <= {"model-2.safetensors"}
