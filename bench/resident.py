@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 
 from bench.fleet import SLOTS
-from mlx_roster.core import AdapterSource, Delta, Generation, Measured, ModelSource, Sampling, Tokens
+from mlx_roster.core import AdapterSource, Delta, Generation, Limits, Measured, ModelSource, Sampling, Tokens
 from mlx_roster.engine.loop import Engine
 from mlx_roster.errors import RosterError
 from mlx_roster.loaders.adapters import Adapters
@@ -60,7 +60,7 @@ class Opened(Engine):
 def main(model: str) -> None:
     # No prefix cache: what is looked at is the adapters.
     memory = psutil.virtual_memory().total
-    source = ModelSource("base", model, memory, max_adapters=SLOTS, prompt_cache_entries=0)
+    source = ModelSource("base", model, memory, Limits(prompt_cache_entries=0), max_adapters=SLOTS)
     said = Told()
     with Opened(load(source, lambda done, total: None), source, said, Adapters()) as engine:
         print(json.dumps({"active": engine.use([None], said), "bank": engine.bank}), flush=True)

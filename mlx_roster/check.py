@@ -15,23 +15,26 @@ from mlx_roster.config.machine import budget_bytes, recommended_working_set
 from mlx_roster.config.model import MemorySettings, ModelEntry, Roster
 from mlx_roster.config.units import format_bytes
 from mlx_roster.errors import LoadFailed
-from mlx_roster.loaders.sizes import Estimate, Sides, adapter_sides, bank_bytes, expert_count, weights_bytes
+from mlx_roster.loaders.sizes import Sides, adapter_sides, estimate_with
 from mlx_roster.loaders.source import cached, check_folder
 
-_COLUMNS = ("model", "source", "weights", "adapters", "estimated", "")
+_SIZES = ("weights", "adapters", "kv", "estimated")
+_COLUMNS = ("model", "source", *_SIZES, "")
 
 
 @dataclass(frozen=True, slots=True)
 class ModelCost:
     """What one model will take, in bytes. All None where its files are not here to be measured.
 
-    `adapters` is its bank, as large as they can make it; `estimated` is the sum with headroom.
+    `adapters` is its bank, as large as they can make it, `kv` what is reserved for the KV caches of running requests;
+    `estimated` is the sum, with headroom.
     """
 
     name: str
     source: str
     weights: int | None = None
     adapters: int | None = None
+    kv: int | None = None
     estimated: int | None = None
     fits: bool | None = None
     problems: tuple[str, ...] = ()
@@ -79,12 +82,11 @@ def _cost(name: str, entry: ModelEntry, memory: MemorySettings, budget: int, bas
     source = entry.source if isinstance(entry.source, str) else _shown(entry.source, base)
     try:
         folder = _folder(entry)
-        weights = weights_bytes(folder)
+        found = estimate_with(folder, entry, memory.headroom, sides)
     except LoadFailed as error:
         return ModelCost(name, source, problems=(error.message, *problems))
-    bank = bank_bytes(sides, entry.max_adapters, expert_count(folder))
-    estimated = Estimate(weights, bank, memory.headroom).total
-    return ModelCost(name, source, weights, bank, estimated, estimated <= budget, problems)
+    fits = found.total <= budget
+    return ModelCost(name, source, found.weights, found.bank, found.kv, found.total, fits, problems)
 
 
 def _folder(entry: ModelEntry) -> Path:
@@ -117,7 +119,7 @@ def render(report: Report, console: Console) -> None:
     if console.is_terminal:
         table = Table(box=None, pad_edge=False)
         for column in _COLUMNS:
-            table.add_column(column, justify="right" if column in ("weights", "adapters", "estimated") else "left")
+            table.add_column(column, justify="right" if column in _SIZES else "left")
         for row in rows:
             # Text: names in square brackets are no markup.
             table.add_row(*map(Text, row))
@@ -128,7 +130,7 @@ def render(report: Report, console: Console) -> None:
 
 
 def _row(model: ModelCost, budget: int) -> tuple[str, ...]:
-    sizes = (model.weights, model.adapters, model.estimated)
+    sizes = (model.weights, model.adapters, model.kv, model.estimated)
     remarks = list(model.problems)
     if model.fits:
         remarks.insert(0, "fits")

@@ -53,9 +53,9 @@ def test_all_fit_together(base: Path) -> None:
     ]
     machine = shown(report)[4].partition(" on ")[2]
     assert shown(report) == [
-        "model  source  weights  adapters  estimated",
-        "a      small   10 KiB   8 KiB     18 KiB     fits",
-        "b      large   40 KiB   0 B       40 KiB     fits",
+        "model  source  weights  adapters  kv   estimated",
+        "a      small   10 KiB   8 KiB     0 B  18 KiB     fits",
+        "b      large   40 KiB   0 B       0 B  40 KiB     fits",
         "",
         f"budget: 100 KiB on {machine}",
         "all 2 models fit together: 58 KiB of 100 KiB",
@@ -66,6 +66,19 @@ def test_adapters_beyond_the_slots_cost_nothing_and_headroom_is_added(base: Path
     models = "{a: {source: ./small, max_adapters: 1, adapters: {x: ./one, y: ./two}}}"
     (model,) = check(roster(base, models, headroom="50%")).models
     assert (model.adapters, model.estimated) == (4 * KIB, 21 * KIB)
+
+
+def test_kv_caches_are_reserved_for_beside_the_headroom(base: Path) -> None:
+    config = {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 4, "max_position_embeddings": 4}
+    (base / "small/config.json").write_text(json.dumps(config))
+    models = "{a: {source: ./small, max_concurrency: 2}, b: {source: ./small}, c: {source: ./small, max_context: 1}}"
+    found = check(roster(base, models, headroom="50%")).models
+    # 128 bytes a token; of 32 sequences not more than a quarter of the weights.
+    assert [(model.kv, model.estimated) for model in found] == [
+        (KIB, 16 * KIB),
+        (10 * KIB // 4, 35 * KIB // 2),
+        (10 * KIB // 4, 35 * KIB // 2),
+    ]
 
 
 def test_one_model_that_fits(base: Path) -> None:
@@ -106,8 +119,8 @@ def test_models_that_are_not_here(base: Path) -> None:
         (),
     ]
     lines = shown(report)
-    assert lines[2].split(maxsplit=5) == [
-        "b", "org/name", "-", "-", "-", "not downloaded yet; the first request for it will"
+    assert lines[2].split(maxsplit=6) == [
+        "b", "org/name", "-", "-", "-", "-", "not downloaded yet; the first request for it will"
     ]  # fmt: skip
     assert lines[-2:] == [
         "not counted, since the files are not here or not whole: 3 models",
@@ -148,8 +161,8 @@ def test_a_source_elsewhere_is_shown_whole(base: Path) -> None:
 
 def test_a_terminal_gets_a_table(base: Path) -> None:
     lines = shown(check(roster(base, "{'[bold]a': {source: ./small}}")), terminal=True)
-    assert lines[0].split() == ["model", "source", "weights", "adapters", "estimated"]
-    assert lines[1].split() == ["[bold]a", "small", "10", "KiB", "0", "B", "10", "KiB", "fits"]
+    assert lines[0].split() == ["model", "source", "weights", "adapters", "kv", "estimated"]
+    assert lines[1].split() == ["[bold]a", "small", "10", "KiB", "0", "B", "0", "B", "10", "KiB", "fits"]
     assert lines[-1] == "it fits: 10 KiB of 100 KiB"
 
 
@@ -170,6 +183,7 @@ def test_json(base: Path) -> None:
                 "source": "small",
                 "weights": 10 * KIB,
                 "adapters": 0,
+                "kv": 0,
                 "estimated": 10 * KIB,
                 "fits": True,
                 "problems": [],
@@ -179,6 +193,7 @@ def test_json(base: Path) -> None:
                 "source": "org/name",
                 "weights": None,
                 "adapters": None,
+                "kv": None,
                 "estimated": None,
                 "fits": None,
                 "problems": ["not downloaded yet; the first request for it will"],

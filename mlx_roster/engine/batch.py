@@ -82,8 +82,7 @@ class Batch:
         self.cuttable = cuttable(caches)
         # Several of mlx-lm's recurrent models (recurrent_gemma, mamba, rwkv7, jamba) let the padding of a shorter
         # prompt run through their state, and answer something else.
-        most = 1 if recurrent(caches) else PREFILL_SEQUENCES
-        self._prefill_sequences = min(most, max_concurrency)
+        self._prefill_sequences = 1 if recurrent(caches) else PREFILL_SEQUENCES
         self._open()
 
     def _open(self) -> None:
@@ -94,9 +93,21 @@ class Batch:
             stop_tokens=self._stop_tokens,
             sampler=self._sampler,
             completion_batch_size=self._max_concurrency,
-            prefill_batch_size=self._prefill_sequences,
+            prefill_batch_size=min(self._prefill_sequences, self._max_concurrency),
             prefill_step_size=PREFILL_TOKENS,
         )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the caches of all that is here. Looks at each: not for every step."""
+        return int(self._generator.prompt_cache_nbytes)
+
+    def limit(self, max_concurrency: int) -> None:
+        """How many there will be. Fewer only after `reset`: prompts on their way in would be held up meanwhile."""
+        self._max_concurrency = max_concurrency
+        if max_concurrency > self._generator.completion_batch_size:
+            self._generator.completion_batch_size = max_concurrency
+            self._generator.prefill_batch_size = min(self._prefill_sequences, max_concurrency)
 
     def reset(self) -> None:
         """Forget every sequence, and all that was computed for it."""

@@ -11,9 +11,11 @@ from typing import Protocol, Self
 
 import mlx.core as mx
 
-from mlx_roster.core import Capabilities, Delta, Generation, Measured, ModelSource
+from mlx_roster.core import Capabilities, Delta, Generation, Limits, Measured, ModelSource
 from mlx_roster.engine.batch import Admission, Batch, Token
+from mlx_roster.engine.caches import cache_size
 from mlx_roster.engine.lora import Bank
+from mlx_roster.engine.memory import Memory
 from mlx_roster.engine.prefixes import Prefixes
 from mlx_roster.engine.preparing import Adapters, Preparer
 from mlx_roster.engine.prompts import Prompts
@@ -29,9 +31,6 @@ logger = logging.getLogger(__name__)
 #: Seconds without work after which the engine frees what it only keeps for reuse.
 LINGER = 0.25
 
-#: Buffers kept for reuse may take a quarter of what is in use, but at least this: they are no part of any estimate.
-LEAST_CACHE = 128 * 2**20
-
 
 class Output(Protocol):
     """Where the engine's events go. All of it is called on the engine's thread, and must not block for long."""
@@ -43,7 +42,7 @@ class Output(Protocol):
         """A sequence that cannot start, or cannot go on: the last that is said of it."""
 
     def report(self, measured: Measured) -> None:
-        """The engine has nothing to do, and holds this much."""
+        """The engine holds this much: said when it has nothing to do, and when that has changed a good deal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +50,14 @@ class Stop:
     """End `run`."""
 
 
-Command = Sequence | Fetched | Cancel | Rejection | Stop
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What the engine may take from now on, in bytes."""
+
+    size: int
+
+
+Command = Sequence | Fetched | Cancel | Rejection | Share | Limits | Stop
 
 
 class Inbox:
@@ -76,38 +82,41 @@ class Inbox:
 class Engine:
     """One model being served. Made, run and closed on one thread, which then owns mlx; a context manager.
 
-    `submit`, `cancel` and `stop` may be called from any thread.
+    `submit`, `cancel`, `share`, `limit` and `stop` may be called from any thread.
     """
 
     def __init__(self, loaded: Loaded, source: ModelSource, output: Output, reader: AdapterReader) -> None:
-        routing = Routing()
+        routing, limits = Routing(), source.limits
         self._output = output
-        self._source = source
+        self._name = source.name
+        self._context = loaded.context
         self._inbox = Inbox()
-        self._scheduler = Scheduler(source.max_concurrency, source.max_adapters)
-        self._bank = Bank(loaded.model, routing, source.max_adapters)
-        self._prefixes = Prefixes(source.prompt_cache_entries, source.prompt_cache_bytes)
+        self._prefixes = Prefixes(limits.prompt_cache_entries, limits.prompt_cache_bytes)
         stop_tokens = loaded.tokenizer.eos_token_ids
-        self._batch = Batch(loaded.model, routing, stop_tokens, source.max_concurrency, self._prefixes)
-        marking = self._prefixes.keeps and not self._batch.cuttable
-        prompts = Prompts(loaded.tokenizer, loaded.vocabulary, loaded.context, marking=marking)
+        self._batch = Batch(loaded.model, routing, stop_tokens, limits.max_concurrency, self._prefixes)
+        self._memory = Memory(source, cache_size(loaded.model), self._prefixes, lambda: self._batch.nbytes)
+        self._scheduler = Scheduler(limits.max_concurrency, source.max_adapters, self._memory.room)
+        self._bank = Bank(loaded.model, routing, source.max_adapters)
+        self._prompts = Prompts(
+            loaded.tokenizer, loaded.vocabulary, self._shortest(limits.max_context), marking=self._marking
+        )
         self._adapters = Adapters(reader, self._bank.targets, self._scheduler.slots, source.max_adapters)
-        self._preparer = Preparer(prompts, detokenizers(loaded.tokenizer), self._adapters, self._inbox.put)
+        self._preparer = Preparer(self._prompts, detokenizers(loaded.tokenizer), self._adapters, self._inbox.put)
         self.capabilities = Capabilities(
             vocabulary=loaded.vocabulary,
-            context=loaded.context,
-            chat=prompts.chat,
+            context=self._shortest(limits.max_context),
+            chat=self._prompts.chat,
             adapters=bool(self._bank.targets) and source.max_adapters > 0,
         )
         self._stopped = False
         self._failed = False
         self._rested = False
         self._closed = False
-        self._limit_memory()
+        self._memory.hold()
         self._preparer.start()
 
     def __repr__(self) -> str:
-        return f"<Engine {self._source.name}: {self._scheduler}>"
+        return f"<Engine {self._name}: {self._scheduler}>"
 
     def __enter__(self) -> Self:
         return self
@@ -136,14 +145,21 @@ class Engine:
         """Drop a sequence within one step. Nothing more is said of it; ids that are not there are ignored."""
         self._preparer.cancel(sequence)
 
+    def share(self, size: int) -> None:
+        """Take so many bytes from now on. Past that the prompt cache goes, and no sequence is let in beside others."""
+        self._inbox.put(Share(size))
+
+    def limit(self, limits: Limits) -> None:
+        """Live by these limits from now on; what runs is not disturbed. Adapters are pinned by their next use."""
+        self._inbox.put(limits)
+
     def stop(self) -> None:
         """Make `run` return within one step."""
         self._inbox.put(Stop())
 
     def measured(self) -> Measured:
-        """What mlx holds now, and what adapters may still make of the bank. For the engine's thread."""
-        growth = max(0, self._source.bank - self._bank.nbytes)
-        return Measured(active=mx.get_active_memory(), cache=mx.get_cache_memory(), growth=growth)
+        """What is in use now, to be told. For the engine's thread."""
+        return self._memory.measured()
 
     def run(self) -> None:
         """Serve until stopped. Raises what a step raised if the very next one fails too: the model is beyond help."""
@@ -171,7 +187,7 @@ class Engine:
         """Free what was kept for the next step, and say what is left."""
         self._batch.reset()
         mx.clear_cache()
-        self._limit_memory()
+        self._memory.hold()
         self._rested = True
         self._output.report(self.measured())
 
@@ -183,8 +199,32 @@ class Engine:
                 # It may have been waiting already, and its adapter have become unreadable.
                 self._scheduler.apply(Cancel(command.sequence))
                 self._output.rejected(command.sequence, command.error)
+            case Share(size):
+                self._memory.share = size
+                if self._memory.shrink():
+                    self._output.report(self.measured())
+            case Limits():
+                self._limit(command)
             case _:
                 self._scheduler.apply(command)
+
+    def _limit(self, limits: Limits) -> None:
+        self._scheduler.max_concurrency = limits.max_concurrency
+        self._scheduler.slots.unpin()
+        self._batch.limit(limits.max_concurrency)
+        self._prefixes.resize(limits.prompt_cache_entries, limits.prompt_cache_bytes)
+        self._prompts.limit(self._shortest(limits.max_context), marking=self._marking)
+        self._memory.limits = limits
+        self._output.report(self.measured())
+
+    def _shortest(self, max_context: int | None) -> int | None:
+        """The context of the model, or this where it is shorter."""
+        return min((length for length in (self._context, max_context) if length is not None), default=None)
+
+    @property
+    def _marking(self) -> bool:
+        """Whether the caches of prompts are kept at chosen places only."""
+        return self._prefixes.keeps and not self._batch.cuttable
 
     def _step(self, plan: Plan) -> list[Token]:
         for sequence in plan.fetch:
@@ -201,17 +241,16 @@ class Engine:
             self._recover(error)
             return []
         self._failed = False
-        if (excess := mx.get_active_memory() - self._source.memory) > 0:
-            self._prefixes.shed(excess)
+        if self._memory.watch():
+            self._output.report(self.measured())
         return tokens
 
     def _admission(self, sequence: Sequence) -> Admission:
         row = Row(sequence.slot, sequence.sampling, seed=sequence.sampling.seed or 0)
-        # Not by name: what a name means may change.
-        key = None if sequence.adapter is None else sequence.adapter.identity
-        prefix = self._prefixes.take(key, sequence.prompt.tokens)
+        prefix = sequence.prefix or self._prefixes.take(sequence.key, sequence.prompt.tokens)
+        sequence.prefix = None
         sequence.cached = 0 if prefix is None else prefix.length
-        return Admission(sequence.id, sequence.prompt, sequence.max_tokens, row, key, prefix)
+        return Admission(sequence.id, sequence.prompt, sequence.max_tokens, row, sequence.key, prefix)
 
     def _place(self, plan: Plan) -> None:
         for sequence in plan.place:
@@ -244,14 +283,6 @@ class Engine:
         self._batch.reset()
         # It may have been memory that was short; and of the last entries nobody knows whether they were computed.
         self._prefixes.clear()
-        self._limit_memory()
+        self._memory.hold()
         for number in abandoned:
             self._output.rejected(number, InternalError("the generation failed; other requests go on"))
-
-    def _limit_memory(self) -> None:
-        """Hold mlx to the budget. After each new batch: BatchGenerator sets a wired limit of its own."""
-        most = self._source.memory
-        mx.set_memory_limit(most)
-        mx.set_cache_limit(max(mx.get_active_memory() // 4, LEAST_CACHE))
-        if mx.metal.is_available():
-            mx.set_wired_limit(min(most, int(mx.device_info()["max_recommended_working_set_size"])))

@@ -7,7 +7,7 @@ base) and serves no other.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,13 +16,13 @@ from cachetools import LRUCache
 from mlx.utils import tree_flatten, tree_map
 from mlx_lm.models.cache import (
     ArraysCache,
-    CacheList,
     KVCache,
     RotatingKVCache,
     can_trim_prompt_cache,
     trim_prompt_cache,
 )
 
+from mlx_roster.engine.caches import leaves
 from mlx_roster.engine.prompts import Ids
 
 #: Tokens in common that make it worthwhile to begin from an entry. Most chats share the few that a template begins
@@ -123,6 +123,17 @@ class Prefixes:
             self._sizes.popitem()
         self._sizes[entry] = size
 
+    def resize(self, entries: int, budget: int) -> None:
+        """Live by other limits from now on: what is too much for them goes."""
+        kept, self._sizes = self._sizes, LRUCache(maxsize=budget, getsizeof=int)
+        self._entries = entries
+        while len(kept) > entries or kept.currsize > budget:
+            kept.popitem()
+        while kept:
+            # Those of least use first, so that they are again.
+            entry, size = kept.popitem()
+            self._sizes[entry] = size
+
     def shed(self, excess: int) -> None:
         """Give up at least so many bytes, or all there are."""
         least = self.nbytes - excess
@@ -156,30 +167,22 @@ def shared(one: Ids, other: Ids) -> int:
 def cuttable(caches: Iterable[Any]) -> bool:
     """Whether caches like these can be cut back to any length, however long they become."""
     # A rotating cache can until it has wrapped.
-    return all(cache.is_trimmable() and not isinstance(cache, RotatingKVCache) for cache in _leaves(caches))
+    return all(cache.is_trimmable() and not isinstance(cache, RotatingKVCache) for cache in leaves(caches))
 
 
 def recurrent(caches: Iterable[Any]) -> bool:
     """Whether caches like these hold states that each token changes, and not only what each token has left."""
-    return any(isinstance(cache, ArraysCache) for cache in _leaves(caches))
-
-
-def _leaves(caches: Iterable[Any]) -> Iterator[Any]:
-    for cache in caches:
-        if isinstance(cache, CacheList):
-            yield from _leaves(cache.caches)
-        else:
-            yield cache
+    return any(isinstance(cache, ArraysCache) for cache in leaves(caches))
 
 
 def _arrays(caches: Sequence[Any]) -> list[mx.array]:
-    leaves: Any = tree_flatten([cache.state for cache in _leaves(caches)])
-    return [leaf for _, leaf in leaves if isinstance(leaf, mx.array)]
+    states: Any = tree_flatten([cache.state for cache in leaves(caches)])
+    return [state for _, state in states if isinstance(state, mx.array)]
 
 
 def _own(caches: Sequence[Any]) -> None:
     """What a batch hands out may be views, which would keep all of its buffers. Those of keys and values are none."""
-    for cache in _leaves(caches):
+    for cache in leaves(caches):
         if isinstance(cache, KVCache | RotatingKVCache):
             continue
         cache.state = tree_map(lambda leaf: mx.contiguous(leaf) if isinstance(leaf, mx.array) else leaf, cache.state)

@@ -55,6 +55,10 @@ class Prompts:
         # What the template makes of system messages, which many chats share: None where it refuses.
         self._openings: LRUCache[str, list[int] | None] = LRUCache(maxsize=16)
 
+    def limit(self, context: int | None, *, marking: bool) -> None:
+        """Hold to these from the next prompt on. From any thread."""
+        self._context, self._marking = context, marking
+
     @property
     def chat(self) -> bool:
         """Whether the model has a chat template."""

@@ -5,8 +5,9 @@ The engine's loop calls, in turn, `apply` for each command, `schedule`, and `fol
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from mlx_roster.core import AdapterSource, Delta, FinishReason, Sampling, Usage
 from mlx_roster.engine.prompts import Prompt
@@ -32,7 +33,8 @@ class Adapter:
 class Sequence:
     """One generation, prepared: `prompt` has been checked, and `max_tokens` fits the context behind it.
 
-    `cached` of the prompt's tokens had been computed before, for another.
+    `cached` of the prompt's tokens had been computed before, for another. `prefix` is what there is of them where the
+    engine has looked for them already; it is of no concern here.
     """
 
     id: int
@@ -46,6 +48,12 @@ class Sequence:
     completion: int = 0
     overtaken: int = 0
     fetching: bool = False
+    prefix: Any = None
+
+    @property
+    def key(self) -> str | None:
+        """Whose caches it can begin with. Not a name: what that means may change."""
+        return None if self.adapter is None else self.adapter.identity
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +96,19 @@ class Plan:
 class Scheduler:
     """Waiting, running and leaving sequences. At most `max_concurrency` run; the rest wait in order of arrival.
 
-    Only one that must wait for an adapter's slot is overtaken, and only `OVERTAKES` times by others that lease one.
+    One is let in where `room` says so of it and those that run; it must be so where none runs. Only one that must wait
+    for an adapter's slot is overtaken, and only `OVERTAKES` times by others that lease one.
     """
 
-    def __init__(self, max_concurrency: int, max_adapters: int) -> None:
-        self._max_concurrency = max_concurrency
+    def __init__(
+        self,
+        max_concurrency: int,
+        max_adapters: int,
+        room: Callable[[Sequence, Collection[Sequence]], bool] = lambda sequence, running: True,
+    ) -> None:
+        #: May be changed at any time; what runs goes on.
+        self.max_concurrency = max_concurrency
+        self._room = room
         self._waiting: dict[int, Sequence] = {}
         self._running: dict[int, Sequence] = {}
         #: Running already, and in the next plan's `admit`.
@@ -126,7 +142,7 @@ class Scheduler:
         plan = Plan(drop=self._leaving)
         joined, self._leaving, self._joining = self._joining, [], []
         busy = bool(self._running)
-        if self._waiting and len(self._running) < self._max_concurrency:
+        if self._waiting and len(self._running) < self.max_concurrency:
             self._admit(plan)
         if busy and plan.place:
             # Filling slots and taking in their prompts in one step would hold up for both those that run.
@@ -137,23 +153,35 @@ class Scheduler:
     def _admit(self, plan: Plan) -> None:
         passed: list[Sequence] = []
         for sequence in list(self._waiting.values()):
-            if len(self._running) >= self._max_concurrency:
+            if len(self._running) >= self.max_concurrency:
                 return
-            if sequence.adapter is None:
+            adapter = sequence.adapter
+            if adapter is not None and not self._may_lease(sequence, adapter, passed, plan):
+                continue
+            if not self._room(sequence, self._running.values()):
+                return
+            if adapter is None:
                 self._run(sequence, plan)
-            elif sequence.fetching:
-                continue
-            elif sequence.adapter.weights is None and sequence.adapter.identity not in self.slots:
-                sequence.fetching = True
-                plan.fetch.append(sequence)
-            elif any(other.overtaken >= OVERTAKES for other in passed):
-                continue
-            elif self._lease(sequence, sequence.adapter, plan):
+            elif self._lease(sequence, adapter, plan):
                 self._run(sequence, plan)
                 for other in passed:
                     other.overtaken += 1
             else:
                 passed.append(sequence)
+
+    def _may_lease(self, sequence: Sequence, adapter: Adapter, passed: list[Sequence], plan: Plan) -> bool:
+        """Whether there is any use in trying to lease a slot."""
+        if sequence.fetching:
+            return False
+        if adapter.identity not in self.slots:
+            if adapter.weights is None:
+                sequence.fetching = True
+                plan.fetch.append(sequence)
+                return False
+            if self.slots.full:
+                passed.append(sequence)
+                return False
+        return all(other.overtaken < OVERTAKES for other in passed)
 
     def _lease(self, sequence: Sequence, adapter: Adapter, plan: Plan) -> bool:
         placed = adapter.identity in self.slots

@@ -29,6 +29,11 @@ class Slots:
     def __contains__(self, identity: object) -> bool:
         return identity in self._leased or identity in self._idle or identity in self._kept
 
+    @property
+    def full(self) -> bool:
+        """Whether every slot is leased."""
+        return not (self._free or self._idle or self._kept)
+
     def lease(self, identity: str, pin: str | None = None) -> int | None:
         """A slot for one more sequence with this adapter, or None where all are leased to others, or pinned.
 
@@ -66,6 +71,13 @@ class Slots:
             self._idle[before] = self._kept.pop(before)
         if identity in self._idle:
             self._kept[identity] = self._idle.pop(identity)
+
+    def unpin(self) -> None:
+        """No adapter is pinned any more, until it is leased with `pin` again."""
+        self._pins.clear()
+        for identity, slot in self._kept.items():
+            self._idle[identity] = slot
+        self._kept.clear()
 
     def release(self, identity: str) -> None:
         """One sequence is done with this adapter."""

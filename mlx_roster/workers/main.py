@@ -94,6 +94,10 @@ def obey(commands: Iterator[wire.Command], engine: Future[Engine]) -> None:
                     engine.result().submit(sequence, generation)
                 case wire.Cancel(sequence):
                     engine.result().cancel(sequence)
+                case wire.Share(size):
+                    engine.result().share(size)
+                case wire.Limit(limits):
+                    engine.result().limit(limits)
                 case wire.Stop():
                     break
                 case wire.Load():

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import cast
 
 from mlx_roster import errors
-from mlx_roster.core import Capabilities, Device, Generation, Measured, ModelSource, Owner
+from mlx_roster.core import Capabilities, Device, Generation, Limits, Measured, ModelSource, Owner
 from mlx_roster.errors import InternalError, LoadFailed, LoadOutOfMemory, RosterError, WorkerCrashed
 from mlx_roster.workers import wire
 from mlx_roster.workers.stream import SequenceStream
@@ -32,7 +32,8 @@ class ProcessWorker(asyncio.Protocol):
     """
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
-        loop = asyncio.get_running_loop()
+        loop = self._loop = asyncio.get_running_loop()
+        self.progressed = loop.time()
         self.measured = Measured(active=0)
         self._process = process
         self._transport: asyncio.Transport | None = None
@@ -114,6 +115,7 @@ class ProcessWorker(asyncio.Protocol):
             await self._ready
             if self._lost.is_set():
                 raise self._crash()
+            self.progressed = self._loop.time()
         except BaseException:
             # Also a cancelled load: killing the process is what ends it at once and gives its memory back.
             await self.kill()
@@ -130,6 +132,17 @@ class ProcessWorker(asyncio.Protocol):
         else:
             self._send(wire.Submit(sequence, generation))
         return stream
+
+    def share(self, size: int) -> None:
+        self._send(wire.Share(size))
+
+    def limit(self, limits: Limits) -> None:
+        self._send(wire.Limit(limits))
+
+    def cut(self, error: RosterError) -> None:
+        streams, self._streams = self._streams, {}
+        for stream in streams.values():
+            stream.fail(error)
 
     async def stop(self) -> None:
         self._serving = False
@@ -172,9 +185,7 @@ class ProcessWorker(asyncio.Protocol):
         self.worked.set()
         crash = self._crash()
         self._fail_load(crash)
-        streams, self._streams = self._streams, {}
-        for stream in streams.values():
-            stream.fail(crash)
+        self.cut(crash)
         if self._serving and self._owner is not None:
             self._serving = False
             self._owner.on_death()
@@ -185,6 +196,7 @@ class ProcessWorker(asyncio.Protocol):
         match event:
             case wire.Step(deltas):
                 self.worked.set()
+                self.progressed = self._loop.time()
                 for delta in deltas:
                     stream = self._streams.get(delta.sequence)
                     if stream is not None:
@@ -192,6 +204,7 @@ class ProcessWorker(asyncio.Protocol):
                         if delta.finish is not None:
                             del self._streams[delta.sequence]
             case wire.Rejected(sequence, code, message, param):
+                self.progressed = self._loop.time()
                 stream = self._streams.pop(sequence, None)
                 if stream is not None:
                     stream.fail(_BY_CODE.get(code, InternalError)(message, param=param))

@@ -9,7 +9,7 @@ import warnings
 from typing import Self
 
 from mlx_roster.core import Device, ModelSource, Owner
-from mlx_roster.errors import RosterError
+from mlx_roster.errors import RosterError, WorkerCrashed
 from mlx_roster.workers.blas import preloaded
 from mlx_roster.workers.process import ProcessWorker
 
@@ -56,7 +56,7 @@ class Spawner:
 
     async def load(self, source: ModelSource, owner: Owner) -> ProcessWorker:
         """See `registry.ports.Workers.load`."""
-        worker = await self._take()
+        worker = await self._greeted()
         try:
             await worker.load(source, owner)
         finally:
@@ -76,6 +76,19 @@ class Spawner:
 
     def _start(self) -> asyncio.Task[ProcessWorker]:
         return asyncio.get_running_loop().create_task(ProcessWorker.spawn(self._environment))
+
+    async def _greeted(self) -> ProcessWorker:
+        """A worker that has imported mlx. One that is lost before that, for which no model is to blame, is replaced."""
+        worker = await self._take()
+        try:
+            await worker.greeting()
+        except WorkerCrashed:
+            await worker.kill()
+            return await ProcessWorker.spawn(self._environment)
+        except BaseException:
+            await worker.kill()
+            raise
+        return worker
 
     async def _take(self) -> ProcessWorker:
         """The spare, if there is one and it lives; else a fresh worker."""

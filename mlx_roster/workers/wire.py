@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import msgspec
 
-from mlx_roster.core import Capabilities, Delta, Device, Generation, Measured, ModelSource
+from mlx_roster.core import Capabilities, Delta, Device, Generation, Limits, Measured, ModelSource
 
 _LENGTH = struct.Struct(">I")
 
@@ -35,6 +35,18 @@ class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
     """Drop a sequence within one step. Unknown ids are ignored: the sequence may just have ended."""
 
     sequence: int
+
+
+class Share(msgspec.Struct, frozen=True, tag="share"):
+    """The worker may take so many bytes from now on. Until it is told, that is its source's `memory`."""
+
+    size: int
+
+
+class Limit(msgspec.Struct, frozen=True, tag="limit"):
+    """Live by these limits from now on. What was pinned is so no longer."""
+
+    limits: Limits
 
 
 class Stop(msgspec.Struct, frozen=True, tag="stop"):
@@ -86,12 +98,12 @@ class Rejected(msgspec.Struct, frozen=True, tag="rejected"):
 
 
 class Report(msgspec.Struct, frozen=True, tag="report"):
-    """The worker has gone idle or changed what it holds: its memory as it is now."""
+    """The worker's memory as it is now: it has gone idle, or has come to hold much more or less than it said."""
 
     measured: Measured
 
 
-Command = Load | Submit | Cancel | Stop
+Command = Load | Submit | Cancel | Share | Limit | Stop
 Event = Hello | Progress | Ready | LoadError | Step | Rejected | Report
 
 _encoder = msgspec.msgpack.Encoder()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.engine import tiny
+from tests.engine.sharing import WIDE
 from tests.engine.tiny import Driven
 
 
@@ -21,6 +23,18 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model(shelf: Path) -> Path:
     """A random llama."""
     return tiny.write_model(shelf / "llama")
+
+
+@pytest.fixture(scope="session")
+def wide(shelf: Path) -> Path:
+    """One whose keys and values outweigh all else: see `sharing`."""
+    return tiny.write_model(shelf / "wide", **WIDE)
+
+
+@pytest.fixture(scope="session")
+def alone(wide: Path) -> Any:
+    """`wide` as mlx-lm by itself has it."""
+    return tiny.alone(wide)
 
 
 @pytest.fixture(scope="session")
@@ -44,4 +58,11 @@ def adapters(shelf: Path, model: Path) -> list[Path]:
 @pytest.fixture
 def engine(model: Path) -> Iterator[Driven]:
     with tiny.driven(model, max_adapters=16) as engine:
+        yield engine
+
+
+@pytest.fixture
+def roomy(wide: Path) -> Iterator[Driven]:
+    """An engine of `wide` that keeps nothing of what has ended."""
+    with tiny.driven(wide, prompt_cache_entries=0) as engine:
         yield engine

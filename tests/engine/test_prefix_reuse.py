@@ -10,7 +10,6 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-import msgspec
 import pytest
 from mlx_lm.generate import generate_step
 
@@ -19,7 +18,7 @@ from mlx_roster.engine.batch import PREFILL_TOKENS
 from mlx_roster.loaders.models import load
 from tests.engine import tiny
 from tests.engine.test_loop import faulty
-from tests.engine.tiny import Driven
+from tests.engine.tiny import Driven, words
 
 #: The windows keep the last tokens only, some prompts fitting in whole; the last has a state that is overwritten.
 FAMILIES: list[tuple[str, dict[str, int]]] = [
@@ -70,10 +69,6 @@ def ask(engine: Driven, generation: Generation) -> tuple[list[int], int]:
     number = engine.ask(generation)
     engine.until_ended(number)
     return engine.tokens[number], usage(engine, number).cached
-
-
-def words(seed: int, count: int) -> list[int]:
-    return random.Random(seed).choices(range(10, 300), k=count)
 
 
 def test_same_prompt_and_next_turn_and_system_prompt_hit(engine: Driven, oracle: Oracle) -> None:
@@ -289,7 +284,7 @@ def test_prefixes_are_what_is_given_up_first(model: Path) -> None:
         running = engine.ask(tiny.request(words(3, 100), 100))
         engine.until_tokens(running, 1)
         mx.synchronize()
-        engine._source = msgspec.structs.replace(engine._source, memory=mx.get_active_memory() - 100)
+        engine.share(mx.get_active_memory() - 100)
         engine.turn()
         assert len(engine._prefixes) < 2
         engine.until_ended(running)

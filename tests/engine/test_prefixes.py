@@ -176,6 +176,26 @@ def test_bytes_are_what_is_held_and_come_back() -> None:
     assert held() == before
 
 
+def test_limits_that_change_keep_what_was_of_use_last() -> None:
+    prefixes = Prefixes(8, 2**20, least=1)
+    for token in range(1, 6):
+        put(prefixes, [token] * 4)
+    assert length(prefixes, [1] * 5) == 4
+    prefixes.resize(3, 2**20)
+    assert [length(prefixes, [token] * 5) for token in range(1, 6)] == [4, 0, 0, 4, 4]
+    assert length(prefixes, [4] * 5) == 4
+    prefixes.resize(8, 2 * 4 * 32)
+    assert [length(prefixes, [token] * 5) for token in (1, 4, 5)] == [0, 4, 4]
+    put(prefixes, [6] * 4)
+    assert [length(prefixes, [token] * 5) for token in (4, 5, 6)] == [0, 4, 4]
+    for bounds in ((0, 2**20), (8, 0)):
+        prefixes.resize(*bounds)
+        assert (len(prefixes), prefixes.nbytes, prefixes.keeps) == (0, 0, False)
+    prefixes.resize(1, 2**20)
+    put(prefixes, [1, 2])
+    assert len(prefixes) == 1
+
+
 def test_which_caches_can_be_cut() -> None:
     assert cuttable([KVCache(), CacheList(KVCache(), KVCache())])
     assert not cuttable([KVCache(), ArraysCache(2)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from hypothesis import given
@@ -53,6 +53,64 @@ def test_sequences_run_in_order_of_arrival_up_to_the_limit() -> None:
     it.fold([(1, 0, "length")])
     assert ids(it.schedule().admit) == [4]
     assert repr(it) == "<Scheduler: 4 running, 1 waiting | <Slots: 2 free, idle [], leased {}>>"
+
+
+def test_limit_that_changes_holds_for_who_comes_next() -> None:
+    it = scheduler(*map(sequence, range(6)), running=2)
+    assert ids(it.schedule().admit) == [0, 1]
+    it.max_concurrency = 3
+    assert ids(it.schedule().admit) == [2]
+    it.max_concurrency = 1
+    it.fold([(0, 0, "length"), (1, 0, "length")])
+    assert ids(it.schedule().admit) == []
+    it.fold([(2, 0, "length")])
+    assert ids(it.schedule().admit) == [3]
+
+
+class Places:
+    """Room for so many, by a measure of their own."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.asked: list[tuple[int, list[int]]] = []
+
+    def __call__(self, one: Sequence, running: Collection[Sequence]) -> bool:
+        self.asked.append((one.id, ids(running)))
+        return len(running) < max(self.count, 1)
+
+
+def test_one_that_there_is_no_room_for_is_overtaken_by_none() -> None:
+    places = Places(2)
+    it = Scheduler(4, 2, places)
+    for one in (sequence(0), sequence(1, adapter("x")), sequence(2, adapter("y")), sequence(3)):
+        it.apply(one)
+    assert ids(it.schedule().admit) == [0, 1]
+    assert places.asked == [(0, []), (1, [0]), (2, [0, 1])]
+    assert ids(it.schedule().admit) == []
+    assert not it.idle
+    it.fold([(0, 0, "stop")])
+    places.count = 9
+    assert ids(it.schedule().place) == [2]
+    assert ids(it.schedule().admit) == [2, 3]
+
+
+def test_one_alone_is_let_in_whatever_it_needs() -> None:
+    it = Scheduler(4, 2, Places(0))
+    for number in range(3):
+        it.apply(sequence(number))
+    for number in range(3):
+        assert ids(it.schedule().admit) == [number]
+        it.fold([(number, 0, "stop")])
+
+
+def test_room_is_not_asked_for_by_who_waits_for_an_adapter() -> None:
+    places = Places(9)
+    it = Scheduler(4, 1, places)
+    for one in (sequence(0, adapter("x")), sequence(1, adapter("late")), sequence(2, adapter("unread", read=False))):
+        it.apply(one)
+    assert ids(it.schedule().fetch) == [2]
+    it.schedule()
+    assert [number for number, _ in places.asked] == [0]
 
 
 def test_idle_is_having_nothing_to_do() -> None:
@@ -308,6 +366,32 @@ def test_pins_give_way_where_nothing_would_ever_come_free() -> None:
     assert slots.lease("y") is None
     slots.release("x")
     assert slots.lease("y") == 1
+
+
+def test_what_was_pinned_is_idle_and_the_longest_so_goes_first() -> None:
+    slots = Slots(3)
+    for identity in ("x", "y", "busy"):
+        slots.lease(identity, identity)
+    for identity in ("x", "y"):
+        slots.release(identity)
+    slots.unpin()
+    assert repr(slots) == "<Slots: 0 free, idle [1, 2], leased {3: 1}>"
+    assert slots.lease("z") == 1
+    assert "x" not in slots
+    slots.release("busy")
+    assert [slots.lease("w"), slots.lease("v")] == [2, 3]
+    assert slots.full
+
+
+def test_what_is_pinned_again_keeps_its_slot_again() -> None:
+    slots = Slots(2)
+    slots.lease("x", "mine")
+    slots.release("x")
+    slots.unpin()
+    slots.lease("x", "mine")
+    slots.release("x")
+    assert [slots.lease("y"), slots.lease("z")] == [2, None]
+    assert not slots.full
 
 
 def test_sequence_of_a_pinned_adapter_pins_it() -> None:

@@ -272,6 +272,23 @@ def test_what_is_removed_hands_out_its_caches_and_just_the_tokens_they_hold(mode
     assert removed[waiting][1] == []
 
 
+def test_more_may_run_from_one_step_to_the_next_and_caches_can_be_counted(model: Path) -> None:
+    rig = Rig(model, completion_batch_size=1, prefill_batch_size=1)
+    assert rig.generator.prompt_cache_nbytes == 0
+    for name in "abc":
+        rig.insert(name, [5, 6, 7], 20)
+    while not rig.step():
+        pass
+    # 256 tokens of two layers with two heads of eight numbers each, keys and values.
+    assert rig.generator.prompt_cache_nbytes == 256 * 2 * 2 * 8 * 2 * 4
+    assert len(rig.step()) == 1
+    rig.generator.completion_batch_size = 3
+    rig.generator.prefill_batch_size = 3
+    while len(rig.step()) < 3:
+        pass
+    assert rig.generator.prompt_cache_nbytes == 3 * 256 * 2 * 2 * 8 * 2 * 4
+
+
 def test_segments_are_stopped_between_and_the_caches_can_be_had_there(rig: Rig) -> None:
     cache = [*make_prompt_cache(rig.watched.model), Spy(["a"], rig.log)]
     rig.insert("other", [5, 6, 7, 8, 9, 10, 11])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import random
 import shutil
 from collections import defaultdict
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from mlx_lm.utils import load_model, quantize_model, save_config
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from mlx_roster.core import AdapterSource, Delta, Generation, Measured, ModelSource, Sampling, Text, Tokens
+from mlx_roster.core import AdapterSource, Delta, Generation, Limits, Measured, ModelSource, Sampling, Text, Tokens
 from mlx_roster.engine.batch import Token
 from mlx_roster.engine.loop import Engine
 from mlx_roster.engine.scheduler import Plan
@@ -222,8 +223,8 @@ def overwrite_adapter(folder: Path, other: Path) -> None:
         (folder / f".{name}").replace(folder / name)
 
 
-def source(model: Path, **limits: Any) -> ModelSource:
-    return ModelSource(name="tiny", path=str(model), memory=2**30, **limits)
+def source(model: Path, max_adapters: int = 8, **limits: Any) -> ModelSource:
+    return ModelSource("tiny", str(model), memory=2**30, limits=Limits(**limits), max_adapters=max_adapters)
 
 
 def adapter(folder: Path) -> AdapterSource:
@@ -246,6 +247,11 @@ def request(
         stop=stop,
         adapter=None if over is None else adapter(over),
     )
+
+
+def words(seed: int, count: int) -> list[int]:
+    """A prompt of so many tokens, another one for each seed."""
+    return random.Random(seed).choices(range(10, 300), k=count)
 
 
 class Recorder:

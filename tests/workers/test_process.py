@@ -13,8 +13,8 @@ from typing import Any
 import psutil
 import pytest
 
-from mlx_roster.core import Generation, Measured, ModelSource, Sampling, Text, Tokens
-from mlx_roster.errors import InvalidRequest, LoadFailed, WorkerCrashed
+from mlx_roster.core import Generation, Limits, Measured, ModelSource, Sampling, Text, Tokens
+from mlx_roster.errors import ContextLengthExceeded, InternalError, InvalidRequest, LoadFailed, WorkerCrashed
 from mlx_roster.workers.process import ProcessWorker
 from mlx_roster.workers.spawner import Spawner
 from tests.toys import babbler
@@ -40,6 +40,8 @@ class Ear:
         self.begun = asyncio.Event()
         self.died = asyncio.Event()
         self.rested = asyncio.Event()
+        self.reports: list[Measured] = []
+        self.reported = asyncio.Event()
         self.on_first_byte: Callable[[], None] = lambda: None
 
     def on_progress(self, done: int, total: int) -> None:
@@ -50,6 +52,14 @@ class Ear:
 
     def on_report(self, measured: Measured) -> None:
         self.rested.set()
+        self.reports.append(measured)
+        self.reported.set()
+
+    async def report(self) -> Measured:
+        """The next one."""
+        self.reported.clear()
+        await self.reported.wait()
+        return self.reports[-1]
 
     def on_death(self) -> None:
         self.died.set()
@@ -60,9 +70,9 @@ def run(test: Coroutine[Any, Any, None]) -> None:
 
 
 @asynccontextmanager
-async def loaded(model: ModelSource) -> AsyncIterator[ProcessWorker]:
+async def loaded(model: ModelSource, ear: Ear | None = None) -> AsyncIterator[ProcessWorker]:
     async with Spawner(keep_spare=False) as spawner:
-        worker = await spawner.load(model, Ear())
+        worker = await spawner.load(model, ear or Ear())
         try:
             yield worker
         finally:
@@ -116,6 +126,84 @@ def test_a_refused_sequence_raises_the_error_itself(model: ModelSource) -> None:
             with pytest.raises(InvalidRequest) as caught:
                 await anext(stream)
             assert caught.value.param == "prompt"
+
+    run(test())
+
+
+def test_worker_keeps_to_its_share_and_says_so(model: ModelSource) -> None:
+    async def test() -> None:
+        ear = Ear()
+        async with loaded(model, ear) as worker:
+            assert [delta async for delta in worker.submit(say("What is", 300))]
+            kept = await ear.report()
+            assert kept.prompts > 0
+            worker.share(kept.active - 1)
+            given_up = await ear.report()
+            assert given_up == worker.measured
+            assert (given_up.active, given_up.prompts) == (kept.active - kept.prompts, 0)
+            endless, waiting = worker.submit(say("Tell me", 30_000)), worker.submit(say("What is", 3))
+            await anext(endless)
+            beyond = await ear.report()
+            assert beyond.active > given_up.active
+            assert beyond.kv > 0
+            assert waiting.waiting() == []
+            worker.share(2**30)
+            assert [delta async for delta in waiting]
+            endless.cancel()
+
+    run(test())
+
+
+def test_worker_follows_its_limits(model: ModelSource) -> None:
+    async def test() -> None:
+        ear = Ear()
+        async with loaded(model, ear) as worker:
+            assert [delta async for delta in worker.submit(say("What is", 3))]
+            worker.limit(Limits(max_context=2, kv=10**6))
+            while (report := await ear.report()).growth < 10**5:
+                pass
+            assert report.growth <= 10**6
+            with pytest.raises(ContextLengthExceeded):
+                await anext(worker.submit(say("What is the matter", 3)))
+
+    run(test())
+
+
+def test_cut_ends_every_stream_and_the_worker_can_be_stopped_at_once(model: ModelSource) -> None:
+    async def test() -> None:
+        async with loaded(model) as worker:
+            streams = [worker.submit(say("What is", 30_000)) for _ in range(3)]
+            for stream in streams:
+                await anext(stream)
+            for stream in streams:
+                stream.waiting()
+            worker.cut(InternalError("unloaded"))
+            for stream in streams:
+                with pytest.raises(InternalError, match="unloaded"):
+                    await anext(stream)
+            # It goes on, in the same batch; what it says to those is for nobody.
+            assert [delta async for delta in worker.submit(say("What is", 20))]
+            assert all(stream.waiting() == [] for stream in streams)
+            await worker.stop()
+            assert not psutil.pid_exists(worker.pid)
+
+    run(test())
+
+
+def test_progress_is_what_comes_for_a_sequence(model: ModelSource) -> None:
+    async def test() -> None:
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        async with loaded(model) as worker:
+            seen = [begun, worker.progressed]
+            stream = worker.submit(say("What is", 3))
+            seen += [worker.progressed async for _ in stream]
+            refused = worker.submit(Generation(Tokens([999_999]), max_tokens=5))
+            with pytest.raises(InvalidRequest):
+                await anext(refused)
+            seen.append(worker.progressed)
+            assert seen == sorted(seen)
+            assert len(set(seen)) >= 4
 
     run(test())
 
@@ -191,6 +279,20 @@ def test_a_spare_that_died_is_replaced(model: ModelSource) -> None:
             await asyncio.to_thread(spare.wait)
             worker = await spawner.load(model, Ear())
             assert worker.pid != spare.pid
+            await worker.stop()
+
+    run(test())
+
+
+def test_a_spare_that_dies_while_it_still_imports_mlx_is_replaced(model: ModelSource) -> None:
+    async def test() -> None:
+        async with Spawner(keep_spare=False) as spawner:
+            load = asyncio.create_task(spawner.load(model, Ear()))
+            while not (children := psutil.Process().children()):  # noqa: ASYNC110  nothing says when
+                await asyncio.sleep(0)
+            os.kill(children[0].pid, signal.SIGKILL)
+            worker = await load
+            assert worker.pid != children[0].pid
             await worker.stop()
 
     run(test())

@@ -6,12 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_roster.core import Chat, Delta, Generation, Usage
+from mlx_roster.core import Chat, Delta, Generation, Limits, Usage
 from mlx_roster.workers import wire
 
 MESSAGES: list[wire.Command] = [
     wire.Submit(1, Generation(Chat([{"role": "user", "content": "hi 🙂"}]), max_tokens=5, stop=("a",))),
     wire.Cancel(1),
+    wire.Share(2**40),
+    wire.Limit(Limits(max_concurrency=3, max_context=None, bank=5)),
     wire.Stop(),
 ]
 
