@@ -5,22 +5,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from pathlib import Path
 
 import uvicorn
 import uvloop
 
 from mlx_roster.config import Roster, format_bytes
-from mlx_roster.config.machine import budget_bytes
+from mlx_roster.config.source import RosterSource
+from mlx_roster.config.watch import Identity, changes
 from mlx_roster.console import Display
 from mlx_roster.core import Device
 from mlx_roster.errors import ConfigError, RosterError
 from mlx_roster.loaders.locate import Locator
+from mlx_roster.reading import Reading
 from mlx_roster.registry import Registry
-from mlx_roster.server.app import create_app
+from mlx_roster.registry.overview import Reload
+from mlx_roster.registry.reloading import Reloader
+from mlx_roster.server.app import Application, create_app
 from mlx_roster.workers.spawner import Spawner
 
 logger = logging.getLogger(__name__)
@@ -38,6 +42,21 @@ SHUTDOWN_GRACE = 30
 class _Server(uvicorn.Server):
     """uvicorn, except for what it does at the end: the workers are still to be stopped then."""
 
+    def __init__(self, app: Application, registry: Registry) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                backlog=BACKLOG,
+                timeout_graceful_shutdown=SHUTDOWN_GRACE,
+            )
+        )
+        self._app = app
+        self._registry = registry
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
@@ -47,6 +66,9 @@ class _Server(uvicorn.Server):
         yield
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._app.close()
+        # Who waits for a model would wait in vain: the grace is for answers that have begun.
+        self._registry.stop_admitting()
         await super().shutdown(sockets)
         # Out of patience, or told twice: what still runs gets a moment to tell its client so.
         if left := list(self.server_state.tasks):
@@ -55,37 +77,87 @@ class _Server(uvicorn.Server):
             await asyncio.wait(left, timeout=FAREWELL)
 
 
-def run(roster: Roster, display: Display) -> None:
-    """Serve `roster` until SIGINT or SIGTERM. Raises ConfigError where the address cannot be bound."""
+class _Configured:
+    """A registry and the locator beside it, which a reload configures together."""
+
+    def __init__(self, registry: Registry, locator: Locator) -> None:
+        self._registry = registry
+        self._locator = locator
+
+    @property
+    def roster(self) -> Roster:
+        return self._registry.roster
+
+    def reconfigure(self, roster: Roster, budget: int) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+        self._locator.headroom, self._locator.offline = roster.memory.headroom, roster.offline
+        return self._registry.reconfigure(roster, budget)
+
+    def reload_ended(self, reload: Reload) -> None:
+        self._registry.reload_ended(reload)
+
+
+def run(source: RosterSource, display: Display, *, watch: bool = False) -> None:
+    """Serve what `source` says until SIGINT or SIGTERM; SIGHUP reads it again, and with `watch` a change of its file.
+
+    Raises ConfigError where it cannot be served or the address cannot be bound.
+    """
+    # Before it is read: what changes from here on is a change.
+    known = Identity.of(source.path) if watch and source.path is not None else None
+    roster = source.read()
     with _listen(roster.server.host, roster.server.port) as sock:
-        uvloop.run(_serve(roster, sock, display))
+        uvloop.run(_serve(roster, source, sock, display, known))
 
 
-async def _serve(roster: Roster, sock: socket.socket, display: Display) -> None:
+async def _serve(
+    roster: Roster, source: RosterSource, sock: socket.socket, display: Display, watched: Identity | None
+) -> None:
     async with Spawner(keep_spare=roster.memory.spare_worker) as spawner:
         device = await _device(spawner)
-        budget = budget_bytes(roster.memory, device.working_set)
-        locator = Locator(roster.memory.headroom)
-        async with Registry(roster, spawner, locator, budget) as registry:
-            server = _Server(
-                uvicorn.Config(
-                    create_app(registry, roster.server),
-                    lifespan="off",
-                    log_config=None,
-                    access_log=False,
-                    server_header=False,
-                    backlog=BACKLOG,
-                    timeout_graceful_shutdown=SHUTDOWN_GRACE,
-                )
-            )
+        reading = Reading(source, device)
+        roster, budget = await asyncio.to_thread(reading.completed, roster)
+        locator = Locator(roster.memory.headroom, offline=roster.offline)
+        async with (
+            Registry(roster, spawner, locator, budget) as registry,
+            Reloader(_Configured(registry, locator), reading.again) as reloader,
+            _reloading(source.path, reloader, watched),
+        ):
+            server = _Server(create_app(registry, reloader.reload), registry)
             logger.info("%s (%s), budget %s", device.name, device.backend, format_bytes(budget))
-            async with display.watching(lambda: (registry.progress(), dict(locator.downloads))):
+            async with display.watching(lambda: (registry.progress(), locator.progress())):
                 display.ready(_url(sock), registry.listing())
+                registry.start_preloads()
                 await server.serve(sockets=[sock])
-    if locator.downloads:
-        # Threads of the Hub's client, which nothing ends and the interpreter would wait for. What they have is kept.
-        logging.shutdown()
-        os._exit(0)
+
+
+@contextlib.asynccontextmanager
+async def _reloading(path: Path | None, reloader: Reloader, watched: Identity | None) -> AsyncIterator[None]:
+    """As long as the block runs, SIGHUP reloads, and so does a change of the file at `path` from what was `watched`."""
+    loop, tasks = asyncio.get_running_loop(), set[asyncio.Task[object]]()
+
+    def start(work: Coroutine[None, None, object]) -> None:
+        task: asyncio.Task[object] = loop.create_task(work)
+        tasks.add(task)
+        task.add_done_callback(ended)
+
+    def ended(task: asyncio.Task[object]) -> None:
+        tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("a reload failed", exc_info=error)
+
+    loop.add_signal_handler(signal.SIGHUP, lambda: start(reloader.reload("SIGHUP")))
+    if path is not None and watched is not None:
+        start(_follow(path, watched, reloader))
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGHUP)
+        for task in tasks:
+            task.cancel()
+
+
+async def _follow(path: Path, known: Identity, reloader: Reloader) -> None:
+    async for _ in changes(path, known):
+        await reloader.reload(f"{path} has changed")
 
 
 async def _device(spawner: Spawner) -> Device:

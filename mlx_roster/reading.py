@@ -1,0 +1,88 @@
+"""A roster made ready to be served: read, completed with what it says to discover, and checked against this machine."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from mlx_roster.config import ModelEntry, Roster, format_bytes
+from mlx_roster.config.machine import budget_bytes, check_budget
+from mlx_roster.config.source import RosterSource
+from mlx_roster.core import Device
+from mlx_roster.errors import ConfigError, LoadFailed, ModelNotFound
+from mlx_roster.loaders.discover import discover
+from mlx_roster.loaders.sizes import estimate
+from mlx_roster.loaders.source import cached
+from mlx_roster.registry.catalog import Catalog
+
+logger = logging.getLogger(__name__)
+
+
+class Reading:
+    """What a start and each reload do with a source before anything is changed. Called on a thread: it blocks."""
+
+    def __init__(self, source: RosterSource, device: Device) -> None:
+        self._source = source
+        self._device = device
+
+    def again(self) -> tuple[Roster, int]:
+        """The roster as it is now and its budget in bytes. Raises ConfigError."""
+        if self._source.path is None:
+            raise ConfigError("the server was started with --model: there is no roster file to read again")
+        return self.completed(self._source.read())
+
+    def completed(self, roster: Roster) -> tuple[Roster, int]:
+        """The same, of a roster that has been read already. Raises ConfigError."""
+        budget = budget_bytes(roster.memory, self._device.working_set)
+        try:
+            check_budget(budget, self._device.memory)
+            if roster.discover.hub_cache:
+                roster = with_discovered(roster)
+            check_kept(roster, budget)
+        except ConfigError as error:
+            raise ConfigError(f"{self._source.path or '--model'}: {error.message}") from error
+        if budget > self._device.working_set:
+            logger.warning(
+                "memory.budget: %s is more than the %s that this machine recommends: loads may fail, or slow it down",
+                format_bytes(budget),
+                format_bytes(self._device.working_set),
+            )
+        return roster, budget
+
+
+def with_discovered(roster: Roster) -> Roster:
+    """`roster` with the models that it does not list. Raises ConfigError where its default is not among them."""
+    found = roster.model_copy(update={"models": {**roster.models, **discover(roster)}})
+    if found.default_model is not None:
+        try:
+            Catalog(found).resolve(found.default_model)
+        except ModelNotFound as error:
+            raise ConfigError(f"default_model: {error.message}") from error
+    return found
+
+
+def check_kept(roster: Roster, budget: int) -> None:
+    """Raises ConfigError where the models with pin or preload cannot all be loaded together.
+
+    Those whose files are not here, or cannot be read, are not counted.
+    """
+    sizes: dict[str, int] = {}
+    for name, entry in roster.models.items():
+        if (entry.pin or entry.preload) and (size := _size(entry, roster.memory.headroom)) is not None:
+            sizes[name] = size
+    if sum(sizes.values()) > budget:
+        each = ", ".join(f"{name} {format_bytes(size)}" for name, size in sizes.items())
+        raise ConfigError(
+            f"the models with pin or preload take {format_bytes(sum(sizes.values()))} together, more than the budget "
+            f"of {format_bytes(budget)}: {each}"
+        )
+
+
+def _size(entry: ModelEntry, headroom: float) -> int | None:
+    """Bytes that the model is expected to take; None where that cannot be told now."""
+    source = entry.source
+    folder = source if isinstance(source, Path) else cached(source, entry.revision, code=entry.trust_remote_code)
+    try:
+        return None if folder is None else estimate(folder, entry, headroom).total
+    except LoadFailed:
+        return None
