@@ -18,6 +18,9 @@ from mlx_roster.registry import Listing
 #: Bytes so far and bytes in all, by model.
 Counts = Mapping[str, tuple[int, int]]
 
+#: Models and adapters that are named at the start. There may be thousands.
+SHOWN = 50
+
 #: How often bars move, in seconds.
 TICK = 0.1
 
@@ -41,16 +44,20 @@ class Display:
 
     def ready(self, url: str, listings: Sequence[Listing]) -> None:
         """Say where the server is and what it serves."""
+        shown, more = listings[:SHOWN], len(listings) - SHOWN
+        rest = f"and {more} more" if more > 0 else ""
         if not self.console.is_terminal:
-            self.console.out(f"serving {', '.join(item.id for item in listings)}", highlight=False)
+            self.console.out(f"serving {', '.join(item.id for item in shown)} {rest}".rstrip(), highlight=False)
             self.console.out(f"ready at {url}/v1", highlight=False)
             return
         table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
-        for item in listings:
+        for item in shown:
             # Text: names in square brackets are no markup.
             names = Text(f"also {', '.join(item.aliases)}" if item.aliases else "", style="dim")
             table.add_row(Text(f"  {item.id}", style="cyan"), "adapter" if item.parent else "model", names)
         self.console.print(table)
+        if rest:
+            self.console.print(f"  {rest}", style="dim")
         self.console.print(f"\n  Ready at [bold]{url}/v1[/bold]  [dim](Ctrl-C stops)[/dim]\n")
 
     @asynccontextmanager

@@ -68,6 +68,12 @@ def test_only_loopback_may_be_bound() -> None:
     assert "loopback" in done.stderr
 
 
+def test_watch_needs_a_file() -> None:
+    done = run("serve", "--model", "m", "--watch")
+    assert done.returncode == 2
+    assert "--watch" in done.stderr
+
+
 def test_check_prints_costs_and_loads_nothing(tmp_path: Path) -> None:
     done = run("check", str(demo_roster(tmp_path)))
     assert done.returncode == 0

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from typing import Any
+from urllib.parse import parse_qsl
 
 import msgspec
 from starlette.datastructures import Headers
@@ -12,6 +14,10 @@ from starlette.types import Receive, Scope
 from mlx_roster.config import format_bytes
 from mlx_roster.errors import InvalidJSON, InvalidRequest, RequestTooLarge, UnsupportedMediaType
 from mlx_roster.server.disconnect import ClientGone
+from mlx_roster.server.openai.fields import shown
+
+#: Bytes of a body that holds a few flags at most.
+_FLAGS_LIMIT = 64 * 1024
 
 _AT_BYTE = re.compile(r" \(byte (\d+)\)$")
 
@@ -26,7 +32,32 @@ async def read_json(scope: Scope, receive: Receive, limit: int) -> dict[str, Any
     length = headers.get("content-length", "")
     if length.isdecimal() and int(length) > limit:
         raise _too_large(limit)
-    body = decode(await _read(receive, limit))
+    return _object(decode(await _read(receive, limit)))
+
+
+async def read_flags(scope: Scope, receive: Receive, known: Collection[str]) -> dict[str, bool]:
+    """The flags of a request that needs none: from its query, or from a JSON object as its body, which wins.
+
+    Raises InvalidRequest for any but the `known` ones and for what is neither true nor false; else as `read_json`.
+    """
+    flags: dict[str, Any] = {}
+    query = scope["query_string"].decode("latin-1")
+    for name, value in parse_qsl(query, keep_blank_values=True):
+        flags[name] = {"true": True, "false": False}.get(value, value)
+    raw = await _read(receive, _FLAGS_LIMIT)
+    if raw:
+        _check_media_type(Headers(scope=scope))
+        flags |= _object(decode(raw))
+    for name, value in flags.items():
+        if name not in known:
+            there = f"those there are: {', '.join(known)}" if known else "it takes none"
+            raise InvalidRequest(f"{shown([name])} is not a field of this route; {there}", param=shown([name]))
+        if not isinstance(value, bool):
+            raise InvalidRequest(f"{name} must be true or false", param=name)
+    return flags
+
+
+def _object(body: Any) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise InvalidRequest("the request body must be a JSON object")
     return body

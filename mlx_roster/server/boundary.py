@@ -121,7 +121,7 @@ async def _fail(error: RosterError, exchange: Exchange, send: Send) -> None:
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode("ascii")),
-        *found.headers,
+        *errors.headers(error),
     ]
     await send({"type": "http.response.start", "status": found.status, "headers": headers})
     await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import msgspec
@@ -10,20 +11,27 @@ from mlx_roster import errors
 from mlx_roster.errors import RosterError
 
 INVALID_REQUEST = "invalid_request_error"
+RATE_LIMIT = "rate_limit_error"
 SERVER_ERROR = "server_error"
+
+#: The longest wait, in seconds, that every version of OpenAI's clients takes from `Retry-After`. Asked for a longer
+#: one, some come back at once, as if nothing had been said.
+PATIENCE = 60
+
+
+class RosterRefused(errors.InvalidRequest):
+    """The roster file that a reload was asked for is wrong: a ConfigError as a client may see it, without folders."""
+
+    code = errors.ConfigError.code
 
 
 class Answer(NamedTuple):
-    """How HTTP says an error: the status, OpenAI's `type`, and headers that go with it."""
+    """How HTTP says an error: the status, OpenAI's `type`, and whether asking again soon may help."""
 
     status: int
     type: str
-    headers: tuple[tuple[bytes, bytes], ...] = ()
+    again: bool = True
 
-
-_RETRY_SOON = ((b"retry-after", b"5"),)
-# OpenAI's clients repeat every 5xx by themselves unless told that it is of no use.
-_DO_NOT_RETRY = ((b"x-should-retry", b"false"),)
 
 #: The one table. A subclass without a row of its own has its nearest ancestor's; ConfigError never answers a request.
 ANSWERS: dict[type[RosterError], Answer] = {
@@ -33,6 +41,8 @@ ANSWERS: dict[type[RosterError], Answer] = {
     errors.UnsupportedContent: Answer(400, INVALID_REQUEST),
     errors.ContextLengthExceeded: Answer(400, INVALID_REQUEST),
     errors.ModelRequired: Answer(400, INVALID_REQUEST),
+    RosterRefused: Answer(400, INVALID_REQUEST),
+    errors.AdminRequired: Answer(403, INVALID_REQUEST),
     errors.RouteNotFound: Answer(404, INVALID_REQUEST),
     errors.ModelNotFound: Answer(404, INVALID_REQUEST),
     errors.AdapterNotFound: Answer(404, INVALID_REQUEST),
@@ -40,12 +50,16 @@ ANSWERS: dict[type[RosterError], Answer] = {
     errors.RequestTooLarge: Answer(413, INVALID_REQUEST),
     errors.UnsupportedMediaType: Answer(415, INVALID_REQUEST),
     errors.AdapterIncompatible: Answer(422, INVALID_REQUEST),
+    errors.QueueFull: Answer(429, RATE_LIMIT),
     errors.InternalError: Answer(500, SERVER_ERROR),
-    errors.LoadFailed: Answer(502, SERVER_ERROR),
-    errors.LoadOutOfMemory: Answer(502, SERVER_ERROR),
+    # A model that failed to load is left alone for a while: asked again at once, the answer is only a LoadCooldown.
+    errors.LoadFailed: Answer(502, SERVER_ERROR, again=False),
+    errors.LoadOutOfMemory: Answer(502, SERVER_ERROR, again=False),
     errors.WorkerCrashed: Answer(502, SERVER_ERROR),
-    errors.Draining: Answer(503, SERVER_ERROR, _RETRY_SOON),
-    errors.ModelTooLarge: Answer(507, SERVER_ERROR, _DO_NOT_RETRY),
+    errors.QueueTimeout: Answer(503, SERVER_ERROR),
+    errors.LoadCooldown: Answer(503, SERVER_ERROR),
+    errors.Draining: Answer(503, SERVER_ERROR),
+    errors.ModelTooLarge: Answer(507, SERVER_ERROR, again=False),
 }
 
 
@@ -55,6 +69,17 @@ def answer(error: RosterError) -> Answer | None:
         if (found := ANSWERS.get(cls)) is not None:
             return found
     return None
+
+
+def headers(error: RosterError) -> list[tuple[bytes, bytes]]:
+    """What tells a client when to ask again. OpenAI's repeat each 429 and 5xx by themselves unless told not to."""
+    found, extra = answer(error), []
+    again = found is None or found.again
+    if isinstance(error, errors.Busy):
+        wait = max(1, math.ceil(error.retry_after))
+        extra.append((b"retry-after", b"%d" % wait))
+        again = again and wait <= PATIENCE
+    return extra if again else [*extra, (b"x-should-retry", b"false")]
 
 
 def body(error: RosterError) -> bytes:

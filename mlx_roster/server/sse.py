@@ -14,9 +14,14 @@ _HEADERS = [
 ]
 
 
-def event(payload: bytes) -> bytes:
+#: Says nothing, and keeps proxies and clients from taking a silent connection for a dead one.
+COMMENT = b": still here\n\n"
+
+
+def event(payload: bytes, name: bytes | None = None) -> bytes:
     """One event. `payload` is JSON on one line."""
-    return b"data: " + payload + b"\n\n"
+    data = b"data: " + payload + b"\n\n"
+    return data if name is None else b"event: " + name + b"\n" + data
 
 
 class EventStream:
@@ -29,11 +34,15 @@ class EventStream:
 
     async def write(self, events: bytes) -> None:
         """Put one or more whole events on the wire, now."""
-        if not self._started:
-            self._started = True
-            await self._send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+        await self._start()
         await self._send({"type": "http.response.body", "body": events, "more_body": True})
 
     async def end(self, events: bytes = b"") -> None:
-        """The last events, `[DONE]`, and the end of the response. Something was written before."""
-        await self._send({"type": "http.response.body", "body": events + DONE, "more_body": False})
+        """The last events, and the end of the response."""
+        await self._start()
+        await self._send({"type": "http.response.body", "body": events, "more_body": False})
+
+    async def _start(self) -> None:
+        if not self._started:
+            self._started = True
+            await self._send({"type": "http.response.start", "status": 200, "headers": _HEADERS})

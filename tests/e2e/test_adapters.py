@@ -140,7 +140,7 @@ def test_adapter_switch_does_not_reload_the_base(toy: Toy, client: httpx.Client)
     assert toy.server.worker("toy") == worker.pid
     assert worker.is_running()
     assert toy.takes == takes
-    assert not any("loading" in line for line in toy.server.lines[log:])
+    assert not any("INFO load model=" in line for line in toy.server.lines[log:])
 
 
 def test_adapters_with_model_omitted_is_applied(toy: Toy, client: httpx.Client) -> None:
@@ -158,7 +158,9 @@ def test_base_is_not_evictable_while_an_adapter_is_leased(tmp_path: Path) -> Non
     roster.write_text(
         # Room for one of them with its adapter, and not for both.
         f"memory: {{budget: {weights_bytes(busy) * 3 // 2}, headroom: 0%}}\nmodels:\n"
-        f"  busy: {{source: {busy}, max_adapters: 1, adapters: {{over: {over}}}}}\n  other: {{source: {other}}}\n"
+        f"  busy: {{source: {busy}, adapters: {{over: {over}}}, max_adapters: 1, max_context: 700, max_concurrency: 1}}"
+        "\n"
+        f"  other: {{source: {other}, max_context: 700, max_concurrency: 1}}\n"
     )
     with serving("serve", str(roster)) as server, httpx.Client(base_url=server.url, timeout=PATIENCE) as client:
         alone = text(complete(client, "busy:over", LONG))
@@ -172,8 +174,8 @@ def test_base_is_not_evictable_while_an_adapter_is_leased(tmp_path: Path) -> Non
         waiting.join()
         assert "".join(beside) == alone
         log = "\n".join(server.lines)
-        assert log.count("unloading busy") == 1
-        assert log.index("loading other") > log.index("unloading busy")
+        assert log.count("evict model=busy") == 1
+        assert log.index("load model=other") > log.index("evict model=busy")
 
 
 def test_adapter_of_wrong_shape_is_422_naming_every_tensor_and_the_base_is_unharmed(

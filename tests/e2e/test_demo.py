@@ -10,6 +10,7 @@ from pathlib import Path
 import openai
 import pytest
 
+from mlx_roster.config import AdapterEntry, ModelEntry
 from mlx_roster.demo import directory
 from mlx_roster.demo.facts import MODELS, Fact, facts
 from mlx_roster.loaders.sizes import estimate
@@ -151,7 +152,14 @@ def test_one_base_at_a_time_alternating_with_streams_in_flight(tmp_path: Path) -
     demo = directory()
     adapters = {"atlas": ["pirate", "french"], "scribe": ["shout"]}
     sizes = [
-        estimate(demo / "models" / model, [demo / "adapters" / name for name in names], 8, 0).total
+        estimate(
+            demo / "models" / model,
+            ModelEntry(
+                source=demo / "models" / model,
+                adapters={name: AdapterEntry(source=demo / "adapters" / name) for name in names},
+            ),
+            0,
+        ).total
         for model, names in adapters.items()
     ]
     # Room for one base with its adapters, whichever, and not for both.
@@ -172,7 +180,7 @@ def test_one_base_at_a_time_alternating_with_streams_in_flight(tmp_path: Path) -
         asyncio.run(alternate())
         states = [server.client().models.retrieve(name).to_dict()["roster"]["state"] for name in ("atlas", "scribe")]  # type: ignore[index,call-overload]
         assert sorted(states) == ["ready", "unloaded"]
-        server.logged("unloading", times=19)
+        server.logged(r"INFO evict model=", times=19)
 
 
 def test_a_model_larger_than_the_budget_is_507_at_once_and_evicts_nothing(tmp_path: Path) -> None:
@@ -181,7 +189,7 @@ def test_a_model_larger_than_the_budget_is_507_at_once_and_evicts_nothing(tmp_pa
             ask(server.client(), "atlas", "What is the capital of France?")
         assert caught.value.status_code == 507
         assert caught.value.code == "model_too_large"
-        assert not any("loading" in line for line in server.lines)
+        assert not any("INFO load model=" in line for line in server.lines)
 
 
 def test_errors_are_the_sdks_own_exceptions(demo: Server) -> None:

@@ -18,7 +18,8 @@ from mlx_roster.config import Roster
 from mlx_roster.core import Generation
 from mlx_roster.errors import tree
 from mlx_roster.registry import Registry
-from mlx_roster.server.app import create_app
+from mlx_roster.registry.overview import Reload
+from mlx_roster.server.app import Application, create_app
 from mlx_roster.testing import FakeSources, FakeWorkers, hello
 
 T = TypeVar("T")
@@ -57,6 +58,19 @@ class Breaks(Sequence[str]):
         return self.pieces[index]
 
 
+class _Server(uvicorn.Server):
+    """uvicorn, and what the assembly adds to it that matters here."""
+
+    def __init__(self, app: Application, grace: int) -> None:
+        options: dict[str, Any] = {"lifespan": "off", "log_config": None, "access_log": False}
+        super().__init__(uvicorn.Config(app, timeout_graceful_shutdown=grace, **options))
+        self._app = app
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._app.close()
+        await super().shutdown(sockets)
+
+
 class Running:
     """The server, from a test's thread. `workers.history` and `generations` say what reached the workers."""
 
@@ -64,6 +78,9 @@ class Running:
         self.roster = roster
         self.generations: list[Generation] = []
         self.pieces: Callable[[Generation], Sequence[str]] = hello
+        #: How the next reload goes, and who asked for the last ones.
+        self.outcome = Reload(0.0, ok=True)
+        self.reloads: list[str] = []
         self.workers = FakeWorkers(self._script)
         self._budget = budget
         self._grace = grace
@@ -84,17 +101,15 @@ class Running:
     async def _serve(self) -> None:
         self.loop = asyncio.get_running_loop()
         async with Registry(self.roster, self.workers, FakeSources(), self._budget) as self.registry:
-            config = uvicorn.Config(
-                create_app(self.registry, self.roster.server),
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                timeout_graceful_shutdown=self._grace,
-            )
-            self.uvicorn = uvicorn.Server(config)
+            self.uvicorn = _Server(create_app(self.registry, self._reload), self._grace)
             self._ready.set()
             await self.uvicorn.serve(sockets=[self._socket])
             self.registry.validate()
+
+    async def _reload(self, why: str) -> Reload:
+        self.reloads.append(why)
+        self.registry.reload_ended(self.outcome)
+        return self.outcome
 
     def start(self) -> None:
         self._thread.start()
@@ -185,7 +200,7 @@ def assert_error(response: httpx2.Response, status: int, code: str, param: str |
 def assert_error_object(error: dict[str, Any], code: str, param: str | None = None) -> str:
     assert error.keys() == {"message", "type", "param", "code"}
     assert (error["code"], error["param"]) == (code, param), error
-    assert error["type"] in ("invalid_request_error", "server_error")
+    assert error["type"] in ("invalid_request_error", "rate_limit_error", "server_error")
     message = error["message"]
     assert isinstance(message, str)
     assert message

@@ -16,6 +16,7 @@ from mlx_roster.config import Roster
 from mlx_roster.core import Ref
 from mlx_roster.errors import ConfigError, ModelNotFound
 from mlx_roster.registry import Lease, Registry
+from mlx_roster.registry.overview import Reload
 from mlx_roster.server.app import create_app
 from mlx_roster.server.boundary import Boundary, Exchange
 from mlx_roster.testing import FakeSources, FakeWorkers
@@ -161,6 +162,10 @@ def test_a_stream_that_shutdown_cuts_ends_with_an_error() -> None:
     assert b'"code":"draining"' in received
 
 
+async def never(why: str) -> Reload:
+    raise AssertionError(why)
+
+
 class Recording(Registry):
     """Writes down when a lease begins and ends."""
 
@@ -169,8 +174,8 @@ class Recording(Registry):
         self._log = log
 
     @asynccontextmanager
-    async def lease(self, ref: Ref) -> Any:
-        async with super().lease(ref) as lease:
+    async def lease(self, ref: Ref, keep_alive: float | None = None) -> Any:
+        async with super().lease(ref, keep_alive) as lease:
             assert isinstance(lease, Lease)
             self._log.append("acquire")
             yield lease
@@ -190,7 +195,7 @@ def test_the_lease_encloses_the_whole_response(stream: bool, order: list[str]) -
     async def main() -> None:
         roster = Roster.model_validate(ROSTER)
         async with Recording(roster, FakeWorkers(), FakeSources(), 10, log=log) as registry:
-            app = create_app(registry, roster.server)
+            app = create_app(registry, never)
 
             async def noting(scope: Scope, receive: Receive, send: Send) -> None:
                 async def noted(message: Message) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import httpx2
@@ -11,7 +12,7 @@ import pytest
 
 from mlx_roster import errors
 from mlx_roster.errors import ConfigError, RosterError
-from mlx_roster.server.errors import ANSWERS, answer
+from mlx_roster.server.errors import ANSWERS, answer, headers
 from mlx_roster.testing import hello
 from tests.server.harness import Breaks, Running, assert_error, assert_error_object, post, read_until, running
 
@@ -35,6 +36,8 @@ def test_codes_and_statuses_are_those_of_the_contract() -> None:
         "unsupported_content": 400,
         "context_length_exceeded": 400,
         "model_required": 400,
+        "invalid_config": 400,
+        "admin_required": 403,
         "not_found": 404,
         "model_not_found": 404,
         "adapter_not_found": 404,
@@ -42,9 +45,12 @@ def test_codes_and_statuses_are_those_of_the_contract() -> None:
         "request_too_large": 413,
         "unsupported_media_type": 415,
         "adapter_incompatible": 422,
+        "queue_full": 429,
         "internal_error": 500,
         "load_failed": 502,
         "worker_crashed": 502,
+        "queue_timeout": 503,
+        "load_cooldown": 503,
         "draining": 503,
         "model_too_large": 507,
     }
@@ -100,6 +106,43 @@ def generating(path: str, good: dict[str, Any]) -> list[Failure]:
     return [Failure(f"{path} {name}", *rest) for name, *rest in cases]  # type: ignore[arg-type]
 
 
+def acting(path: str) -> list[Failure]:
+    """What can go wrong on any admin route that does something."""
+    cases = [
+        ("text", lambda client: client.post(path, content=b"force"), 415, "unsupported_media_type", None),
+        ("not JSON", on(path, b"{"), 400, "invalid_json", None),
+        ("not an object", on(path, []), 400, "invalid_request", None),
+        ("too large", on(path, b" " * 70_000), 413, "request_too_large", None),
+        ("unknown field", on(path, {"forse": True}), 400, "invalid_request", "forse"),
+        ("unknown flag", on(f"{path}?forse=true", b""), 400, "invalid_request", "forse"),
+        ("another origin", on(path, b"", origin="http://localhost:3000"), 403, "admin_required", None),
+        ("another name", on(path, b"", host="roster.example:80"), 403, "admin_required", None),
+        ("DELETE", lambda client: client.delete(path), 405, "method_not_allowed", None),
+    ]
+    return [Failure(f"{path} {name}", *rest) for name, *rest in cases]  # type: ignore[arg-type]
+
+
+ADMIN = [
+    *(case for verb in ("load", "unload", "pin", "unpin") for case in acting(f"/admin/models/atlas/{verb}")),
+    *acting("/admin/reload"),
+    *(
+        Failure(f"{verb} unknown", on(f"/admin/models/org/nope/{verb}", b""), 404, "model_not_found", "model")
+        for verb in ("load", "unload", "pin", "unpin")
+    ),
+    Failure("force is no flag", on("/admin/models/atlas/unload", {"force": 1}), 400, "invalid_request", "force"),
+    Failure("force in words", on("/admin/models/atlas/unload?force=yes", b""), 400, "invalid_request", "force"),
+    Failure("load takes none", on("/admin/models/atlas/load", {"force": True}), 400, "invalid_request", "force"),
+    Failure("unknown adapter", on("/admin/models/atlas:x/load", b""), 404, "adapter_not_found", "model"),
+    Failure("unknown status", lambda client: client.get("/admin/models/nope"), 404, "model_not_found", "model"),
+    Failure("unknown verb", on("/admin/models/atlas/explode", b""), 405, "method_not_allowed"),
+    Failure("admin root", lambda client: client.get("/admin"), 404, "not_found"),
+    Failure("admin nowhere", lambda client: client.get("/admin/nope"), 404, "not_found"),
+    Failure("admin slash", lambda client: client.get("/admin/status/"), 404, "not_found"),
+    Failure("POST status", on("/admin/status", b""), 405, "method_not_allowed"),
+    Failure("POST events", on("/admin/events", b""), 405, "method_not_allowed"),
+    Failure("GET reload", lambda client: client.get("/admin/reload"), 405, "method_not_allowed"),
+]
+
 FAILURES = [
     *generating("/v1/chat/completions", CHAT),
     *generating("/chat/completions", CHAT),
@@ -113,6 +156,9 @@ FAILURES = [
     Failure("model", lambda client: client.get("/v1/models/nope"), 404, "model_not_found", "model"),
     Failure("adapter", lambda client: client.get("/v1/models/atlas:x"), 404, "adapter_not_found", "model"),
     Failure("no id", lambda client: client.get("/v1/models/"), 404, "model_not_found", "model"),
+    Failure("POST ready", on("/ready", {}), 405, "method_not_allowed"),
+    Failure("POST metrics", on("/metrics", {}), 405, "method_not_allowed"),
+    *ADMIN,
 ]
 
 
@@ -131,7 +177,7 @@ def test_what_a_worker_refuses_has_a_status_of_its_own_streamed_or_not(
     shared_server.pieces = hello
     assert assert_error(response, ANSWERS[cls].status, cls.code, "messages") == "the reason"
     assert response.headers["x-roster-wait-ms"].isdigit()
-    assert ("retry-after" in response.headers) == (cls is errors.Draining)
+    assert ("retry-after" in response.headers) == issubclass(cls, errors.Busy)
 
 
 @pytest.mark.parametrize("media_type", ["application/json", "Application/JSON; charset=utf-8"])
@@ -149,6 +195,33 @@ def test_an_error_inside_a_stream_is_an_event_and_then_done(server: Running, cli
     assert_error_object(json.loads(failed.removeprefix("data: "))["error"], "worker_crashed")
 
 
+@contextmanager
+def nothing_to_spare(scheduling: dict[str, Any]) -> Iterator[httpx2.Client]:
+    """A server with room for one model, and that one in use for as long as the block runs."""
+    with running(budget=1, scheduling=scheduling) as server, server.client() as client, server.connect() as sock:
+        server.workers.hold("token atlas")
+        assert client.post("/admin/models/atlas/load").is_success
+        sock.sendall(post("/v1/completions", json.dumps(TEXT).encode()))
+        server.seen("submit atlas")
+        yield client
+        server.open("token atlas")
+        assert b" 200 OK" in read_until(sock, b"}}}")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("scheduling", "status", "code"),
+    [({"max_queued": 0}, 429, "queue_full"), ({"queue_timeout": "1ms"}, 503, "queue_timeout")],
+)
+def test_what_fails_in_the_queue_has_a_status_of_its_own_streamed_or_not(
+    scheduling: dict[str, Any], status: int, code: str, stream: bool
+) -> None:
+    with nothing_to_spare(scheduling) as client:
+        response = client.post("/v1/completions", json={**TEXT, "model": "org/scribe", "stream": stream})
+        assert_error(response, status, code, "model")
+        assert int(response.headers["retry-after"]) >= 1
+
+
 def test_a_load_that_fails_answers_streams_too(server: Running, client: httpx2.Client) -> None:
     server.workers.failures["atlas"] = [errors.LoadFailed("atlas has no weights")]
     assert_error(client.post("/v1/completions", json={**TEXT, "stream": True}), 502, "load_failed")
@@ -159,6 +232,23 @@ def test_a_model_over_the_budget_is_not_worth_a_retry() -> None:
         response = client.post("/v1/completions", json=TEXT)
         assert_error(response, 507, "model_too_large", "model")
         assert response.headers["x-should-retry"] == "false"
+
+
+BUSY = [cls for cls in ANSWERS if issubclass(cls, errors.Busy)]
+
+
+@pytest.mark.parametrize("cls", BUSY)
+@pytest.mark.parametrize(("guess", "said"), [(0.0, b"1"), (0.2, b"1"), (7.01, b"8"), (60.0, b"60")])
+def test_retry_after_is_whole_seconds_and_at_least_one(cls: type[errors.Busy], guess: float, said: bytes) -> None:
+    assert headers(cls("later", retry_after=guess)) == [(b"retry-after", said)]
+
+
+def test_nobody_is_told_to_retry_what_will_fail_again() -> None:
+    never = (b"x-should-retry", b"false")
+    assert headers(errors.LoadFailed("x")) == headers(errors.ModelTooLarge("x")) == [never]
+    # Some of OpenAI's clients take a wait over a minute for none at all.
+    assert headers(errors.LoadCooldown("x", retry_after=300.0)) == [(b"retry-after", b"300"), never]
+    assert headers(errors.WorkerCrashed("x")) == []
 
 
 def test_method_not_allowed_names_the_methods(shared: httpx2.Client) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -46,6 +47,7 @@ FIELDS: dict[str, tuple[list[Any], list[Any], list[Any]]] = {
     "seed": (NOT_INTEGERS, [2**63, -(2**63) - 1], [0, -1, 2**63 - 1, -(2**63)]),
     "stop": ([5, True, {}], ["", ["x"] * 1025], ["x", [], ["x", "\n"]]),
     "stream": (NOT_BOOLEANS, [], [True, False]),
+    "keep_alive": (["5", "5 weeks", "", "Never", True, [], {}], [-1, -0.5, "-1s"], [0, 1.5, 3600]),
 }
 
 
@@ -255,6 +257,13 @@ def test_stream_options_need_a_stream() -> None:
     with pytest.raises(InvalidRequest) as caught:
         chat(stream_options={"include_usages": True}, stream=True)
     assert caught.value.param == "stream_options.include_usages"
+
+
+@pytest.mark.parametrize(
+    ("said", "seconds"), [("90s", 90), ("15m", 900), ("1.5 h", 5400), ("0s", 0), ("never", math.inf)]
+)
+def test_keep_alive_may_be_a_duration(said: str, seconds: float) -> None:
+    assert chat(keep_alive=said)[0].keep_alive == seconds
 
 
 def test_both_names_of_the_token_limit() -> None:

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import httpx2
 import pytest
 
-from tests.server.harness import Running, post
+from mlx_roster.errors import LoadFailed
+from tests.server.harness import Running, post, running
 
 ATLAS = {"aliases": ["gpt-4o"], "adapters": ["pirate"], "max_context": 2048}
 PIRATE = {"aliases": ["captain"], "adapters": [], "max_context": 2048}
-UNLOADED = {"state": "unloaded", "bytes": {"estimated": None, "measured": None}, "in_flight": 0, "queued": 0}
-READY = {"state": "ready", "bytes": {"estimated": 1, "measured": 1}, "in_flight": 0, "queued": 0}
+UNLOADED = {
+    "state": "unloaded",
+    "bytes": {"estimated": None, "measured": None},
+    "in_flight": 0,
+    "queued": 0,
+    "pinned": False,
+}
+READY = {"state": "ready", "bytes": {"estimated": 1, "measured": 1}, "in_flight": 0, "queued": 0, "pinned": False}
 
 
 def test_every_model_and_adapter_is_listed_loaded_or_not(server: Running, client: httpx2.Client) -> None:
@@ -51,13 +60,42 @@ def test_a_listing_follows_what_is_loaded(server: Running, client: httpx2.Client
 
 
 def test_health_counts_residents(server: Running, client: httpx2.Client) -> None:
-    empty = {"loading": 0, "ready": 0, "unloading": 0}
-    assert client.get("/health").json() == {"status": "ok", "residents": empty}
+    empty = {"loading": 0, "ready": 0, "draining": 0, "unloading": 0}
+    preload = {"done": 0, "of": 0, "failed": []}
+    assert client.get("/health").json() == {"status": "ok", "residents": empty, "preload": preload}
     client.post("/v1/completions", json={"model": "atlas", "prompt": "hi"})
-    assert client.get("/health").json() == {"status": "ok", "residents": {**empty, "ready": 1}}
+    assert client.get("/health").json() == {"status": "ok", "residents": {**empty, "ready": 1}, "preload": preload}
 
 
-@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/atlas", "/health"])
+def test_ready_is_when_every_preload_has_ended() -> None:
+    models = {name: {"source": f"/fake/{name}", "preload": True} for name in ("one", "two", "three")}
+    with running(models=models) as server, server.client() as client:
+
+        async def preload() -> None:
+            server.registry.start_preloads()
+
+        def asked() -> tuple[int, str, dict[str, Any]]:
+            response = client.get("/ready")
+            assert client.get("/health").json()["preload"] == response.json()["preload"]
+            return response.status_code, response.json()["status"], response.json()["preload"]
+
+        server.workers.failures["two"] = [LoadFailed("two has no weights")]
+        server.workers.hold("load one")
+        server.workers.hold("load three")
+        server.call(preload())
+        server.seen("load one")
+        assert asked() == (503, "starting", {"done": 0, "of": 3, "failed": []})
+        server.open("load one")
+        server.seen("load three")
+        assert asked() == (503, "starting", {"done": 1, "of": 3, "failed": ["two"]})
+        server.open("load three")
+        server.until(lambda: server.registry.preloads.finished)
+        assert asked() == (200, "ready", {"done": 2, "of": 3, "failed": ["two"]})
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/models", "/v1/models/atlas", "/health", "/ready", "/metrics", "/admin/models/atlas"]
+)
 def test_head_is_get_without_the_body(shared: httpx2.Client, path: str) -> None:
     got, head = shared.get(path), shared.head(path)
     assert head.status_code == got.status_code == 200

@@ -8,7 +8,7 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
 
-from mlx_roster.errors import WorkerCrashed
+from mlx_roster.errors import LoadFailed, QueueFull, WorkerCrashed
 from tests.server.harness import Breaks, Running
 
 ASKED: list[ChatCompletionMessageParam] = [{"role": "user", "content": "hi"}]
@@ -59,6 +59,15 @@ def test_models(sdk: openai.OpenAI) -> None:
     assert sdk.models.retrieve("org/scribe").owned_by == "mlx-roster"
 
 
+def test_the_clients_own_retries_make_no_further_loads(server: Running) -> None:
+    server.workers.failures["atlas"] = [LoadFailed("atlas has no weights")] * 3
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=2)
+    with client as sdk, pytest.raises(openai.InternalServerError) as failed:
+        sdk.chat.completions.create(model="atlas", messages=ASKED)
+    assert failed.value.code == "load_failed"
+    assert server.workers.history == ["load atlas"]
+
+
 def test_errors_have_the_classes_that_the_client_expects(sdk: openai.OpenAI, server: Running) -> None:
     with pytest.raises(openai.NotFoundError) as missing:
         sdk.models.retrieve("nope")
@@ -70,6 +79,10 @@ def test_errors_have_the_classes_that_the_client_expects(sdk: openai.OpenAI, ser
         "temperature",
         "invalid_request_error",
     )
+    server.pieces = lambda _: Breaks([], QueueFull("too many", retry_after=9))
+    with pytest.raises(openai.RateLimitError) as full:
+        sdk.completions.create(model="atlas", prompt="hi", stream=True)
+    assert (full.value.code, full.value.type) == ("queue_full", "rate_limit_error")
     server.pieces = lambda _: Breaks(["one"], WorkerCrashed("the worker died"))
     stream = sdk.completions.create(model="atlas", prompt="hi", stream=True)
     with pytest.raises(openai.APIError, match="the worker died"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from mlx_roster.config import ServerSettings
 from mlx_roster.registry import Registry
 from mlx_roster.server.openai.inference import Inference
 from mlx_roster.server.openai.schema import ChatRequest
@@ -19,6 +18,6 @@ CHAT = Form(
 )
 
 
-def chat_completions(registry: Registry, settings: ServerSettings) -> Inference[ChatRequest]:
+def chat_completions(registry: Registry) -> Inference[ChatRequest]:
     """The endpoint."""
-    return Inference(registry, settings, ChatRequest, CHAT)
+    return Inference(registry, ChatRequest, CHAT)

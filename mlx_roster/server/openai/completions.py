@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from mlx_roster.config import ServerSettings
 from mlx_roster.registry import Registry
 from mlx_roster.server.openai.inference import Inference
 from mlx_roster.server.openai.schema import TextRequest
@@ -18,6 +17,6 @@ TEXT = Form(
 )
 
 
-def text_completions(registry: Registry, settings: ServerSettings) -> Inference[TextRequest]:
+def text_completions(registry: Registry) -> Inference[TextRequest]:
     """The endpoint."""
-    return Inference(registry, settings, TextRequest, TEXT)
+    return Inference(registry, TextRequest, TEXT)

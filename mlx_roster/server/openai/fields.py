@@ -42,7 +42,6 @@ UNSERVED: Mapping[str, tuple[Any, ...]] = {
     "ignore_eos": (False,),
     "best_of": (1,),
     "suffix": (),
-    "keep_alive": (),
 }
 
 # Close enough for "max_new_tokens" and "repeat_penalty" to be refused rather than ignored.

@@ -10,7 +10,6 @@ from typing import Any, Generic, TypeVar
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from mlx_roster.config import ServerSettings
 from mlx_roster.core import Delta, Generation, Usage
 from mlx_roster.errors import WorkerCrashed
 from mlx_roster.registry import Lease, Registry
@@ -22,7 +21,7 @@ from mlx_roster.server.openai.fields import shown
 from mlx_roster.server.openai.parse import parse
 from mlx_roster.server.openai.schema import GenerationRequest
 from mlx_roster.server.openai.shapes import Answered, Chunks, Envelope, Form
-from mlx_roster.server.sse import EventStream
+from mlx_roster.server.sse import DONE, EventStream
 
 R = TypeVar("R", bound=GenerationRequest)
 T = TypeVar("T")
@@ -31,16 +30,17 @@ T = TypeVar("T")
 class Inference(Generic[R]):
     """A generating route, as an ASGI endpoint: the lease is held until uvicorn has the last byte."""
 
-    def __init__(self, registry: Registry, settings: ServerSettings, schema: type[R], form: Form) -> None:
+    def __init__(self, registry: Registry, schema: type[R], form: Form) -> None:
         self._registry = registry
-        self._settings = settings
         self._schema = schema
         self._form = form
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange.of(scope)
-        body = await read_json(scope, receive, self._settings.request_limit)
-        request, unknown = parse(self._schema, body, strict_fields=self._settings.strict_fields)
+        # Looked at for each request: a reload may change them.
+        settings = self._registry.roster.server
+        body = await read_json(scope, receive, settings.request_limit)
+        request, unknown = parse(self._schema, body, strict_fields=settings.strict_fields)
         if unknown:
             exchange.add_header("x-roster-ignored", shown(unknown))
         ref = self._registry.resolve(request.model, request.adapters)
@@ -49,7 +49,7 @@ class Inference(Generic[R]):
         envelope = Envelope(self._form, ref.id)
         client = cancel_on_disconnect(receive)
         try:
-            async with client, self._registry.lease(ref) as lease:
+            async with client, self._registry.lease(ref, request.keep_alive) as lease:
                 exchange.granted(lease)
                 with _submitted(lease, generations) as streams:
                     if request.stream:
@@ -93,7 +93,7 @@ async def _stream(streams: Sequence[Stream], envelope: Envelope, events: EventSt
             for index, stream in enumerate(streams)
         ]
     )
-    await events.end(envelope.usage_chunk(usages) if include_usage else b"")
+    await events.end((envelope.usage_chunk(usages) if include_usage else b"") + DONE)
 
 
 async def _relay(stream: Stream, chunks: Chunks, events: EventStream) -> Usage:

@@ -9,6 +9,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from mlx_roster.registry import Listing, Registry
+from mlx_roster.server.reply import reply
+
+_encode = msgspec.json.Encoder().encode
 
 
 class Models:
@@ -18,8 +21,9 @@ class Models:
         self._registry = registry
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        listed = [entry(listing) for listing in self._registry.listing()]
-        payload = msgspec.json.encode({"object": "list", "data": listed})
+        # One by one: of tens of thousands of dicts alive at once, the garbage collector would want to see each.
+        listed = b",".join([_encode(entry(listing)) for listing in self._registry.listing()])
+        payload = b'{"object":"list","data":[' + listed + b"]}"
         await Response(payload, media_type="application/json")(scope, receive, send)
 
 
@@ -31,7 +35,7 @@ class Model:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         listing = self._registry.find(scope["path_params"]["id"])
-        await Response(msgspec.json.encode(entry(listing)), media_type="application/json")(scope, receive, send)
+        await reply(entry(listing))(scope, receive, send)
 
 
 def entry(listing: Listing) -> dict[str, Any]:
@@ -51,6 +55,7 @@ def entry(listing: Listing) -> dict[str, Any]:
         "bytes": {"estimated": listing.estimated, "measured": listing.measured},
         "in_flight": listing.in_flight,
         "queued": listing.queued,
+        "pinned": listing.pinned,
         "max_context": listing.max_context,
     }
     return shown

@@ -5,10 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PlainValidator,
+    Tag,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from mlx_roster.config import Defaults
+from mlx_roster.config.units import parse_lifetime
 from mlx_roster.core import Chat, Generation, Sampling, Text, Tokens
 from mlx_roster.errors import InvalidRequest
 from mlx_roster.server.openai.fields import shown
@@ -172,6 +182,16 @@ Stops = Annotated[
 ]
 
 
+def _lifetime(value: object) -> float:
+    try:
+        return parse_lifetime(value)
+    except (ValueError, OverflowError) as error:
+        # The roster's words are for YAML.
+        raise PydanticCustomError(
+            "lifetime", 'must be a number of seconds from 0, a duration such as "90s", "15m" or "1.5h", or "never"'
+        ) from error
+
+
 class GenerationRequest(_Strict):
     """What both routes take. Fields that are None were left out."""
 
@@ -187,6 +207,8 @@ class GenerationRequest(_Strict):
     stop: Stops | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    #: How long the model stays loaded after this request, in seconds; infinite for "never".
+    keep_alive: Annotated[float, PlainValidator(_lifetime)] | None = None
 
     @property
     def include_usage(self) -> bool:

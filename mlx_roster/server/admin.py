@@ -1,0 +1,129 @@
+"""`/admin/…`: what an operator sees, and tells the registry to do."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Mapping
+
+from starlette.routing import BaseRoute, Mount, Route, Router
+from starlette.types import Receive, Scope, Send
+
+from mlx_roster.registry import Registry
+from mlx_roster.registry.overview import ModelStatus, Reload
+from mlx_roster.server.body import read_flags
+from mlx_roster.server.boundary import Exchange
+from mlx_roster.server.disconnect import cancel_on_disconnect
+from mlx_roster.server.discreet import discreet
+from mlx_roster.server.errors import RosterRefused
+from mlx_roster.server.guard import LocalOnly
+from mlx_roster.server.reply import reply
+from mlx_roster.server.watching import Events
+
+#: Reads the roster anew; its argument says who asked, for the log.
+ReloadRoster = Callable[[str], Awaitable[Reload]]
+
+Flags = Mapping[str, bool]
+#: What is done to a model, by its name: the HTTP status to answer with, and how the model stands then.
+Deed = Callable[[str, Flags], Awaitable[tuple[int, ModelStatus]]]
+
+#: The states in which a model that is to go has not gone yet.
+_STILL_THERE = ("loading", "ready", "draining", "unloading")
+
+
+def admin(registry: Registry, reload: ReloadRoster, closing: asyncio.Event) -> Mount:
+    """The routes below `/admin`, for this machine alone. `closing` ends what has no end of its own."""
+    deeds = _deeds(registry)
+    routes: list[BaseRoute] = [
+        Route("/status", Status(registry), methods=["GET"]),
+        Route("/events", Events(registry, closing), methods=["GET"]),
+        Route("/reload", ReloadNow(registry, reload), methods=["POST"]),
+        *(Route(f"/models/{{id:path}}/{verb}", deed, methods=["POST"]) for verb, deed in deeds.items()),
+        Route("/models/{id:path}", OneModel(registry), methods=["GET"]),
+    ]
+    return Mount("/admin", app=LocalOnly(Router(routes, redirect_slashes=False)))
+
+
+class Status:
+    """`GET /admin/status`: the whole registry."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        overview = discreet(self._registry.overview(), self._registry.roster.base)
+        await reply(overview)(scope, receive, send)
+
+
+class OneModel:
+    """`GET /admin/models/{id}`: one model, by id or alias."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await reply(self._registry.model_status(scope["path_params"]["id"]))(scope, receive, send)
+
+
+class Act:
+    """`POST /admin/models/{id}/VERB`: does it, and answers with the model's state after it.
+
+    A client that leaves stops waiting, and a load that nobody else waits for ends.
+    """
+
+    def __init__(self, registry: Registry, deed: Deed, flags: Collection[str] = ()) -> None:
+        self._registry = registry
+        self._deed = deed
+        self._flags = flags
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = Exchange.of(scope)
+        flags = await read_flags(scope, receive, self._flags)
+        name = scope["path_params"]["id"]
+        exchange.model = self._registry.resolve(name).model
+        client = cancel_on_disconnect(receive)
+        try:
+            async with client:
+                code, status = await self._deed(name, flags)
+                await reply(status, code)(scope, receive, send)
+        finally:
+            exchange.client_gone = client.gone
+
+
+def _deeds(registry: Registry) -> dict[str, Act]:
+    async def load(name: str, flags: Flags) -> tuple[int, ModelStatus]:
+        return 200, await registry.load(name)
+
+    async def unload(name: str, flags: Flags) -> tuple[int, ModelStatus]:
+        status = registry.unload(name, force=flags.get("force", False))
+        if flags.get("wait", False):
+            # By then somebody may have asked for it again: that is another one.
+            return 200, await registry.gone(name)
+        return (202 if status.state in _STILL_THERE else 200), status
+
+    async def pin(name: str, flags: Flags) -> tuple[int, ModelStatus]:
+        return 200, registry.pin(name, pinned=True)
+
+    async def unpin(name: str, flags: Flags) -> tuple[int, ModelStatus]:
+        return 200, registry.pin(name, pinned=False)
+
+    return {
+        "load": Act(registry, load),
+        "unload": Act(registry, unload, ("force", "wait")),
+        "pin": Act(registry, pin),
+        "unpin": Act(registry, unpin),
+    }
+
+
+class ReloadNow:
+    """`POST /admin/reload`. Goes on when the client leaves: half a reload is none."""
+
+    def __init__(self, registry: Registry, reload: ReloadRoster) -> None:
+        self._registry = registry
+        self._reload = reload
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await read_flags(scope, receive, ())
+        result = discreet(await self._reload("POST /admin/reload"), self._registry.roster.base)
+        if not result.ok:
+            raise RosterRefused(result.error or "the roster could not be read")
+        await reply(result)(scope, receive, send)

@@ -1,0 +1,214 @@
+"""Commands that talk to a running server: here one over fake workers, and things that are none."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from mlx_roster.cli import app
+from mlx_roster.cli.remote import default_url
+from mlx_roster.errors import LoadFailed
+from mlx_roster.registry.overview import Reload
+from tests.server.harness import Running, running
+
+
+@pytest.fixture
+def server() -> Iterator[Running]:
+    with running() as server:
+        yield server
+
+
+def run(server: Running | str, *arguments: str) -> Result:
+    url = server if isinstance(server, str) else server.url
+    return CliRunner().invoke(app, [*arguments, "--url", url])
+
+
+def said(server: Running | str, *arguments: str) -> str:
+    done = run(server, *arguments)
+    assert (done.exit_code, done.stderr) == (0, ""), done.output
+    return done.stdout
+
+
+def test_ps(server: Running) -> None:
+    assert said(server, "ps").splitlines()[1:] == ["budget: 0 B of 10 B held, 0 B promised"]
+    said(server, "load", "atlas")
+    said(server, "pin", "org/scribe")
+    heads, atlas, scribe, budget = said(server, "ps").splitlines()
+    assert heads.split("  ")[0] == "model"
+    assert atlas.split()[:8] == ["atlas", "ready", "0", "0", "1", "B", "(1", "B)"]
+    assert atlas.split()[8] in ("14m", "15m")
+    assert scribe.split()[:2] == ["org/scribe", "unloaded"]
+    assert " yes " in scribe
+    assert budget == "budget: 1 B of 10 B held, 1 B promised"
+    assert [model["id"] for model in json.loads(said(server, "ps", "--json"))["models"]] == ["atlas", "org/scribe"]
+
+
+def test_what_is_done_to_a_model_is_said_in_a_line(server: Running) -> None:
+    assert said(server, "load", "gpt-4o") == "atlas: ready, 1 B\n"
+    assert said(server, "pin", "atlas") == "atlas: ready, 1 B, pinned\n"
+    assert said(server, "unpin", "atlas:pirate") == "atlas: ready, 1 B\n"
+    assert said(server, "unload", "atlas") == "atlas: unloaded\n"
+    assert json.loads(said(server, "load", "org/scribe", "--json"))["state"] == "ready"
+    assert server.workers.history == ["load atlas", "stop atlas", "load org/scribe"]
+
+
+def test_unload_need_not_wait(server: Running) -> None:
+    said(server, "load", "atlas")
+    server.workers.hold("stop atlas")
+    assert said(server, "unload", "atlas", "--no-wait") == "atlas: unloading, 1 B\n"
+    server.open("stop atlas")
+
+
+def test_an_answer_that_is_an_error(server: Running) -> None:
+    done = run(server, "load", "atlsa")
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert "did you mean atlas" in done.stderr
+    server.workers.failures["atlas"] = [LoadFailed("atlas has no weights")]
+    done = run(server, "load", "atlas", "--json")
+    assert (done.exit_code, done.stderr) == (1, "atlas has no weights\n")
+    assert json.loads(done.stdout)["error"]["code"] == "load_failed"
+
+
+def test_names_that_mean_something_in_an_url() -> None:
+    models = {"a?b#c%2F&d": {"source": "/fake/a"}, "org/b": {"source": "/fake/b"}}
+    with running(models=models) as server:
+        for name in models:
+            assert said(server, "load", name).startswith(f"{name}: ready")
+
+
+def test_reload(server: Running) -> None:
+    assert said(server, "reload") == "no model has changed\n"
+    server.outcome = Reload(0.0, ok=True, added=("a", "b"), removed=("c",), notes=("server.port: takes a restart",))
+    assert said(server, "reload") == "added: a, b\nremoved: c\nserver.port: takes a restart\n"
+    server.outcome = Reload(0.0, ok=False, error="roster.yaml:3: models: no")
+    done = run(server, "reload")
+    assert (done.exit_code, done.stderr) == (1, "roster.yaml:3: models: no\n")
+    assert "the last reload, 0s ago, failed: roster.yaml:3: models: no" in said(server, "ps")
+
+
+@contextmanager
+def following(server: Running, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """`mlx-roster events`, in a process of its own, for its lines come while it runs."""
+    command = [sys.executable, "-m", "mlx_roster", "events", "--url", server.url, *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def lines_of(process: subprocess.Popen[str]) -> Iterator[str]:
+    assert process.stdout is not None
+    return iter(process.stdout)
+
+
+def test_events_until_the_server_ends(server: Running) -> None:
+    with following(server) as process:
+        lines = lines_of(process)
+        assert next(lines) == "nothing is loaded\n"
+        said(server, "load", "atlas")
+        said(server, "unload", "atlas")
+        server.uvicorn.should_exit = True
+        words = [line.split()[1:3] for line in lines]
+        assert process.wait() == 0
+    assert [kind for kind, model in words if model == "atlas" and kind in ("loaded", "gone")] == ["loaded", "gone"]
+
+
+def test_events_as_json_until_interrupted(server: Running) -> None:
+    with following(server, "--json") as process:
+        lines = map(json.loads, lines_of(process))
+        assert next(lines)["event"] == "state"
+        said(server, "load", "atlas")
+        assert next(change for change in lines if change["kind"] == "grant")["status"]["state"] == "ready"
+        process.send_signal(signal.SIGINT)
+        assert list(lines) == []
+        assert process.wait() == 0
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "http://127.0.0.1:1/v1/", "nonsense", "ftp://x", "http://["])
+@pytest.mark.parametrize("command", [["ps"], ["events"], ["load", "x"]])
+def test_nobody_there(url: str, command: list[str]) -> None:
+    done = run(url, *command)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"no mlx-roster answers at {url.removesuffix('/v1/')}; is it running?")
+
+
+class Somebody(http.server.BaseHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name is the base class's
+        pass
+
+
+@contextmanager
+def somebody_else() -> Iterator[str]:
+    """A web server that is not ours."""
+    with http.server.HTTPServer(("127.0.0.1", 0), Somebody) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize("command", [["ps"], ["events"], ["load", "x"]])
+def test_somebody_else_there(command: list[str]) -> None:
+    with somebody_else() as url:
+        done = run(url, *command)
+    assert done.exit_code == 2
+    assert done.stderr.startswith(f"no mlx-roster answers at {url}")
+
+
+@pytest.mark.parametrize(
+    ("environment", "url"),
+    [
+        ({}, "http://127.0.0.1:8080"),
+        ({"PORT": "9000"}, "http://127.0.0.1:9000"),
+        ({"HOST": "localhost", "PORT": ""}, "http://localhost:8080"),
+        ({"HOST": "::1", "PORT": "1"}, "http://[::1]:1"),
+    ],
+)
+def test_where_a_server_is_if_nobody_says(environment: dict[str, str], url: str) -> None:
+    assert default_url(environment) == url
+
+
+def test_the_environment_may_say_where_the_server_is(server: Running) -> None:
+    done = CliRunner().invoke(app, ["ps"], env={"MLX_ROSTER_URL": f"{server.url}/v1"})
+    assert done.exit_code == 0
+
+
+def test_a_proxy_of_the_environment_is_not_asked(server: Running) -> None:
+    done = CliRunner().invoke(app, ["ps", "--url", server.url], env={"HTTP_PROXY": "http://127.0.0.1:1"})
+    assert done.exit_code == 0
+
+
+SCRIPT = """
+import sys
+from mlx_roster.cli import app
+try:
+    app(["ps", "--url", "http://127.0.0.1:1"])
+except SystemExit as ended:
+    print(ended.code)
+print(*sorted(sys.modules))
+"""
+
+
+def test_nothing_heavy_is_imported() -> None:
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
+    code, *modules = done.stdout.split()
+    assert code == "2"
+    assert "httpx2" in modules
+    heavy = {"mlx", "mlx_lm", "transformers", "numpy", "uvicorn", "starlette", "huggingface_hub", "prometheus_client"}
+    assert not heavy & set(modules)
+    ours = {name for name in modules if name.startswith("mlx_roster.")}
+    assert not {name for name in ours if name.split(".")[1] in ("server", "registry", "workers", "assembly", "engine")}

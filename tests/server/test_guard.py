@@ -1,0 +1,82 @@
+"""Attacks on the admin routes from a browser on the same machine, one by one."""
+
+from __future__ import annotations
+
+import httpx2
+import pytest
+
+from mlx_roster.server.guard import is_loopback
+from tests.server.harness import Running, assert_error, read_until
+
+ROUTES = [("GET", "/admin/status"), ("GET", "/admin/events"), ("POST", "/admin/models/atlas/load"), ("GET", "/admin/x")]
+
+
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"host": "rebound.example"},
+        {"host": "rebound.example", "origin": "http://rebound.example"},
+        {"origin": "https://elsewhere.example"},
+        {"origin": "null"},
+        {"origin": "http://localhost:3000"},
+        {"origin": "http://127.0.0.1"},
+        {"origin": ""},
+    ],
+    ids=["rebinding", "rebinding, same origin", "form", "sandboxed page", "another port", "no port", "empty"],
+)
+def test_a_page_in_a_browser_is_refused(
+    server: Running, client: httpx2.Client, method: str, path: str, headers: dict[str, str]
+) -> None:
+    assert_error(client.request(method, path, headers=headers), 403, "admin_required")
+    assert server.workers.history == []
+
+
+@pytest.mark.parametrize("name", ["localhost", "LocalHost", "127.0.0.1", "127.1.2.3", "[::1]"])
+@pytest.mark.parametrize("scheme", ["http", "https", None])
+def test_this_machine_is_served(shared: httpx2.Client, name: str, scheme: str | None) -> None:
+    headers = {"host": f"{name}:8080"} | ({"origin": f"{scheme}://{name}:8080"} if scheme else {})
+    assert shared.get("/admin/status", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "",
+        ":8080",
+        "localhost.evil.example",
+        "evil.example:8080",
+        "127.0.0.1.evil.example",
+        "127.0.0.1@evil.example",
+        "127.0.0.1:80@evil.example",
+        "127.1",
+        "0.0.0.0",
+        "10.0.0.1",
+        "2130706433",
+        "[::1]evil.example",
+        "[::1",
+        "::1",
+        "[::]",
+        "[fe80::1]",
+        "localhost:",
+        "localhost:8080:8080",
+        "localhost\N{CYRILLIC SMALL LETTER A}",
+    ],
+)
+def test_what_only_looks_like_loopback(host: str) -> None:
+    assert is_loopback(host) == (host == "localhost:")
+
+
+@pytest.mark.parametrize("second", ["Host: evil.example", "Origin: http://evil.example"])
+def test_a_second_header_does_not_hide_behind_the_first(server: Running, second: str) -> None:
+    own = f"127.0.0.1:{server.port}"
+    with server.connect() as sock:
+        lines = ["GET /admin/status HTTP/1.1", f"Host: {own}", f"Origin: http://{own}", second, "Connection: close"]
+        sock.sendall("\r\n".join(lines).encode() + b"\r\n\r\n")
+        assert b'"code":"admin_required"' in read_until(sock, b"}}")
+
+
+def test_a_request_without_a_host_is_refused(server: Running) -> None:
+    with server.connect() as sock:
+        sock.sendall(b"GET /admin/status HTTP/1.0\r\n\r\n")
+        assert b'"code":"admin_required"' in read_until(sock, b"}}")
