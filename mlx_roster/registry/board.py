@@ -116,7 +116,7 @@ class Board:
     def admit(self, line: Line, size: int) -> Resident:
         """Reserve `size` bytes for a load."""
         terms = self.terms[line.model]
-        resident = self.ledger.add(line.record, size, terms.version, pinned=self.pinned(line.record, terms))
+        resident = self.ledger.add(line.record, size, terms, pinned=self.pinned(line.record, terms))
         self.stirred = True
         return resident
 
@@ -136,14 +136,15 @@ class Board:
         self.actions.append(events.StartLoad(resident.model, resident.serial, resident.size))
 
     def stop_load(self, resident: Resident, why: str) -> None:
+        line = self.queue.lines.get(resident.model)
         if resident.started is None:
             self.move(resident, State.GONE, why)
         else:
             self.move(resident, State.UNLOADING, why)
             self.actions.append(events.CancelLoad(resident.serial, why))
-        line = self.queue.lines.get(resident.model)
+            if line is not None:
+                line.resumed = self.at
         if line is not None:
-            line.resumed = self.at
             self.search(line)
 
     def retire(self, resident: Resident, why: str) -> None:
@@ -183,7 +184,7 @@ class Board:
         if record is None:
             if len(self.records) >= MANY_RECORDS:
                 self._forget()
-            record = self.records[model] = Record(model, terms.version, terms.sizing)
+            record = self.records[model] = Record(model, terms.version, terms.sizing, terms.pin)
         return record
 
     def _forget(self) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import msgspec
 
 from mlx_roster.config import ModelEntry
-from mlx_roster.core import AdapterSource, Generation, Measured, Ref
+from mlx_roster.core import AdapterSource, Generation, Located, Measured, Ref
 from mlx_roster.registry import events
 from mlx_roster.registry.ports import Stream, Worker
 
@@ -21,13 +21,15 @@ class Holding:
         model: str,
         serial: int,
         entry: ModelEntry,
+        located: Located,
         feed: Callable[[events.Event], None],
         clock: Callable[[], float],
     ) -> None:
         self.model = model
         self.serial = serial
-        #: What its worker was last told.
+        #: What its worker was last told, and what that was reckoned from.
         self.entry = entry
+        self.located = located
         self.load: asyncio.Task[None] | None = None
         self.worker: Worker | None = None
         self.started = self._heard = clock()

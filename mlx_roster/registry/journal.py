@@ -74,7 +74,11 @@ class Journal:
             logger.log(level, "%s", line(kind, model, known))
         change = Change(kind, model, known)
         for listener in self._listeners:
-            listener(change)
+            try:
+                listener(change)
+            except Exception:
+                # Who counts decisions must not be able to stop them from being carried out.
+                logger.exception("a listener failed")
         for follower in self._followers:
             follower.put(change)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterator
+import math
+from collections.abc import Collection, Iterator
 
 from mlx_roster.registry.eviction import Candidate
+from mlx_roster.registry.policy import Terms
 from mlx_roster.registry.record import Record
 from mlx_roster.registry.resident import Resident, State
 
@@ -43,9 +45,9 @@ class Ledger:
         """The model's Residents that are on their way out: one for each version that it has had lately."""
         return [resident for resident in self if resident.model == model and not resident.stays]
 
-    def add(self, record: Record, size: int, version: Hashable, *, pinned: bool) -> Resident:
+    def add(self, record: Record, size: int, terms: Terms, *, pinned: bool) -> Resident:
         self.last_serial += 1
-        resident = Resident(record, self.last_serial, size, version, pinned)
+        resident = Resident(record, self.last_serial, size, terms.version, terms.sizing, pinned)
         self._residents[resident.serial] = self._current[record.model] = resident
         self.touch(resident)
         return resident
@@ -91,10 +93,10 @@ class Ledger:
     def closable(self, at: float) -> list[Candidate]:
         """Those that may go for one who has waited too long: the idle, and the busy that are no longer fresh.
 
-        Among the busy none is less recently used than another: the one that was loaded first comes first.
+        The busy come last, and of them the one that was loaded first.
         """
         busy = [
-            Candidate(one.serial, one.size, at)
+            Candidate(one.serial, one.size, math.inf)
             for one in self._current.values()
             if one.state is State.READY and one.leases and not one.pinned and one.fresh_until <= at
         ]

@@ -55,6 +55,7 @@ class Performer:
         self._changed = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._due = math.inf
+        self._closed = False
 
     def expect(self, ticket: int) -> asyncio.Future[Holding | None]:
         """What becomes of a ticket: the Holding it has a lease on, None where that is lost already, or an error."""
@@ -73,8 +74,10 @@ class Performer:
         elif isinstance(event, events.LoadFailed | events.Died | events.Unloaded):
             self._end(event)
         for action in self._state.handle(event):
-            self._perform(action)
-        self._set_timer()
+            if not self._closed:
+                self._perform(action)
+        if not self._closed:
+            self._set_timer()
 
     def follow(self, catalog: Catalog, policy: Policy, terms: CatalogTerms) -> None:
         """The roster has changed."""
@@ -98,8 +101,10 @@ class Performer:
 
     async def close(self) -> None:
         """End all searches and loads, and stop every worker. Nobody waits any more."""
+        self._searches.cancel_all()
         while self._jobs:  # a load that ends may be followed by an unload
             await asyncio.gather(*self._jobs, return_exceptions=True)
+        self._closed = True
         if self._timer is not None:
             self._timer.cancel()
         workers = [holding.worker for holding in self._holdings.values() if holding.worker is not None]
@@ -153,8 +158,8 @@ class Performer:
             case events.Drain(serial, why):
                 self._say("drain", serial, why=why)
             case events.Unload(serial, why):
-                self._say("evict" if why.startswith("evicted") else "unload", serial, why=why)
                 self._job(self._unload(self._holdings[serial]))
+                self._say("evict" if why.startswith("evicted") else "unload", serial, why=why)
             case events.Cut(serial, error):
                 self._say("cut", serial, why=error.message)
                 self._cut(self._holdings[serial], error)
@@ -197,9 +202,11 @@ class Performer:
     # Loading
 
     def _start(self, action: events.StartLoad) -> None:
-        entry, located = self._catalog.entry(action.model), self._searches.found[action.model]
-        assert entry is not None, f"{action.model} is loaded, and in no catalog"
-        holding = self._holdings[action.serial] = Holding(action.model, action.serial, entry, self.feed, self._now)
+        # Not what the roster says by now: `_relimit` sees to the difference when it is loaded.
+        entry, located = self._searches.found[action.model]
+        holding = self._holdings[action.serial] = Holding(
+            action.model, action.serial, entry, located, self.feed, self._now
+        )
         source = ModelSource(
             name=action.model,
             path=located.path,
@@ -243,12 +250,13 @@ class Performer:
         if entry is None or not stays or _limiting(entry) == _limiting(holding.entry):
             return
         holding.entry = entry
-        self._job(self._tell_limits(holding, entry))
 
-    async def _tell_limits(self, holding: Holding, entry: ModelEntry) -> None:
-        located = await self._searches.again(holding.model, entry)
-        if located is not None and holding.worker is not None and holding.entry is entry:
-            holding.worker.limit(_limits(entry, located))
+        def tell(located: Located | None) -> None:
+            if holding.worker is not None and holding.entry is entry:
+                holding.located = located or holding.located
+                holding.worker.limit(_limits(entry, holding.located))
+
+        self._keep(self._searches.again(holding.model, entry, tell))
 
     def _cut(self, holding: Holding, error: RosterError) -> None:
         assert holding.worker is not None

@@ -38,6 +38,8 @@ class Line:
     search: Search | None = None
     #: When it began to wait for room again, after a search or a load that came to nothing.
     resumed: float = 0.0
+    #: The one retry after running out of memory is used up.
+    retried: bool = False
     #: The last serial there was when it was overdue and held up for the first time, if it was.
     barrier: int = 0
 
@@ -49,6 +51,11 @@ class Line:
     def since(self) -> float:
         """How long it has been waiting for room."""
         return max(self.resumed, next(iter(self.waiters.values())).since)
+
+    @property
+    def counted(self) -> int:
+        """How many of them limits are for: all but the exempt."""
+        return sum(not waiter.exempt for waiter in self.waiters.values())
 
     def expired(self, at: float, timeout: float) -> list[Waiter]:
         """Those who have waited too long for room."""

@@ -19,6 +19,7 @@ class Record:
     model: str
     version: Hashable
     sizing: object
+    entry_pinned: bool
     size: int | None = None
     estimate: int | None = None
     #: Seconds: how long its last load took, and a lease on it takes on average.
@@ -35,16 +36,16 @@ class Record:
     def note(self, at: float, what: str) -> None:
         self.story.append((at, what))
 
-    def follow(self, terms: Terms) -> bool:
-        """Compare with what the roster says now, and forget what no longer holds. True: the version has changed."""
-        changed = terms.version != self.version
-        if changed or terms.sizing != self.sizing:
-            self.size = self.estimate = None
-        if changed:
+    def follow(self, terms: Terms) -> None:
+        """Forget what no longer holds now that the roster says `terms`."""
+        if terms.version != self.version:
             self.failures = self.crashes = 0
             self.cools_until, self.load_time, self.lease_time, self.pinned = 0.0, None, None, None
-        self.version, self.sizing = terms.version, terms.sizing
-        return changed
+        if terms.version != self.version or terms.sizing != self.sizing:
+            self.size = self.estimate = None
+        if terms.pin != self.entry_pinned:
+            self.pinned = None
+        self.version, self.sizing, self.entry_pinned = terms.version, terms.sizing, terms.pin
 
     def failed(self, at: float) -> None:
         """A load has failed: the next one has to wait, and will look at the files again."""
@@ -57,9 +58,11 @@ class Record:
         self.crashes = self.crashes + 1 if lived < STEADY else 1
         self.cools_until = at + cooldown(self.crashes - 1)
 
-    def loaded(self, took: float, size: int) -> None:
-        self.failures, self.cools_until = 0, 0.0
-        self.load_time, self.size = took, size
+    def loaded(self, took: float, size: int, sizing: object) -> None:
+        """A load that took so many seconds has succeeded. What it measures holds for the `sizing` it was begun with."""
+        self.failures, self.cools_until, self.load_time = 0, 0.0, took
+        if sizing == self.sizing:
+            self.size = size
 
     def leased(self, seconds: float) -> None:
         """A lease of so many seconds has ended."""

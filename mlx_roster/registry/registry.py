@@ -76,6 +76,8 @@ class Registry:
 
     async def __aexit__(self, *exc: object) -> None:
         self.stop_admitting()
+        if self._preloading is not None:
+            await asyncio.wait([self._preloading])
         await self._performer.close()
 
     def stop_admitting(self) -> None:

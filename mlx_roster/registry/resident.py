@@ -45,12 +45,13 @@ class Resident:
     serial: int
     estimated: int
     version: Hashable = None
+    sizing: object = None  # what its estimate was made for
     pinned: bool = False
     state: State = State.LOADING
     started: float | None = None
     #: When its load, or what it runs, last got any further.
     progressed: float = 0.0
-    retried: bool = False  # the one retry after running out of memory is used up
+    awaits: frozenset[int] = frozenset()  # serials that must be gone before it is started
     cut: bool = False  # its worker has been told to stop, leases or not
     loaded: float = 0.0
     #: Until then it takes leases, whoever waits.
@@ -61,8 +62,9 @@ class Resident:
     share: int | None = None  # what it was last told it may take
     leases: set[int] = field(default_factory=set)
     idle_since: float = 0.0
-    #: Seconds that it stays when idle.
+    #: Seconds that it stays when idle, and whether a request asked for that.
     keep: float = math.inf
+    asked: bool = False
 
     @property
     def model(self) -> str:

@@ -117,11 +117,14 @@ def _make_room(board: Board, line: Line, size: int, chosen: list[Candidate]) -> 
 
 
 def _start(board: Board) -> None:
-    """Start the admitted loads whose memory has come free."""
+    """Start the admitted loads whose memory has come free. What an earlier one waits for is kept for it."""
+    ahead = 0
     for resident in board.ledger.pending():
-        room = board.ledger.held + resident.size <= board.policy.budget
-        if room and not (resident.retried and board.ledger.leaving()):
+        room = board.ledger.held + ahead + resident.size <= board.policy.budget
+        if room and not any(board.ledger.get(serial) for serial in resident.awaits):
             board.start(resident)
+        else:
+            ahead += resident.size
 
 
 def _share(board: Board) -> None:

@@ -146,7 +146,8 @@ class Residency:
 
     def _queue_full(self, model: str, terms: Terms) -> QueueFull | None:
         board = self.board
-        here, everywhere = board.queue.waiting(model), board.queue.counted
+        line = board.queue.lines.get(model)
+        here, everywhere = line.counted if line is not None else 0, board.queue.counted
         for resident in board.ledger:
             # With a lease but no place in the batch yet.
             if resident.leases and (found := board.terms.get(resident.model)) is not None:
@@ -178,9 +179,9 @@ class Residency:
         if resident.state is State.DRAINING:
             board.unload(resident, "its last request has ended")
             return
-        terms = board.terms[resident.model]
         resident.idle_since = event.at
-        resident.keep = terms.ttl if holder.keep_alive is None else holder.keep_alive
+        resident.asked = holder.keep_alive is not None
+        resident.keep = board.terms[resident.model].ttl if holder.keep_alive is None else holder.keep_alive
         if resident.keep <= 0 and not resident.pinned:
             board.unload(resident, "it is not to be kept after its last request")
 
@@ -205,7 +206,7 @@ class Residency:
         took = event.at - resident.started
         resident.measured, resident.growth, resident.spare = event.measured, event.growth, 0
         board.move(resident, State.READY, f"loaded in {took:.1f} s, {format_bytes(event.measured)} measured")
-        resident.record.loaded(took, resident.size)
+        resident.record.loaded(took, resident.size, resident.sizing)
         resident.loaded = resident.progressed = resident.idle_since = event.at
         resident.fresh_until = event.at + board.policy.residency(took)
         # Its waiters get their leases here, before anything can find it idle.
@@ -218,9 +219,11 @@ class Residency:
         if resident is None:
             return
         if resident.state is State.LOADING:
-            idle = board.ledger.idle() if event.out_of_memory and not resident.retried else []
+            line = board.queue.lines[resident.model]
+            idle = board.ledger.idle() if event.out_of_memory and not line.retried else []
             if idle:
-                resident.retried, resident.started = True, None
+                line.retried, line.resumed, resident.started = True, event.at, None
+                resident.awaits = frozenset(candidate.serial for candidate in idle)
                 resident.record.note(event.at, "out of memory; retries after evicting all that is idle")
                 board.touch(resident)
                 for candidate in idle:
@@ -288,22 +291,38 @@ class Residency:
         board = self.board
         board.policy, board.terms, board.stirred = event.policy, event.terms, True
         for model, record in list(board.records.items()):
-            terms, resident = event.terms.get(model), board.ledger.current(model)
-            line = board.queue.lines.get(model)
+            terms = event.terms.get(model)
             if terms is None:
-                board.refuse_all(model, _removed(model))
-                del board.records[model]
-            changed = terms is None or record.follow(terms)
-            if line is not None and record.size is None:
-                board.end_search(line)
-            if changed and resident is not None:
-                board.retire(resident, "its entry has changed" if terms else "it is no longer in the roster")
-            elif terms is not None and resident is not None:
-                resident.pinned = board.pinned(record, terms)
-                resident.keep = terms.ttl if resident.idle else resident.keep
-            if terms is not None and line is not None:
-                line.priority = terms.priority
-                board.search(line)
+                self._remove(model)
+            else:
+                self._follow(record, terms)
+
+    def _remove(self, model: str) -> None:
+        board, resident = self.board, self.board.ledger.current(model)
+        board.refuse_all(model, _removed(model))
+        if resident is not None:
+            board.retire(resident, "it is no longer in the roster")
+        del board.records[model]
+
+    def _follow(self, record: Record, terms: Terms) -> None:
+        """What is loaded, loading or looked for goes on where it is what the entry describes now."""
+        board, resident = self.board, self.board.ledger.current(record.model)
+        line = board.queue.lines.get(record.model)
+        replaced, resized = terms.version != record.version, terms.sizing != record.sizing
+        record.follow(terms)
+        if line is not None and (replaced or resized):
+            board.end_search(line)
+        if resident is not None and replaced:
+            board.retire(resident, "its entry has changed")
+        elif resident is not None and resized and resident.state is State.LOADING and resident.started is None:
+            board.stop_load(resident, "what it will take has changed")
+        elif resident is not None:
+            resident.pinned = board.pinned(record, terms)
+            if not resident.asked:
+                resident.keep = terms.ttl
+        if line is not None:
+            line.priority = terms.priority
+            board.search(line)
 
 
 def _removed(model: str) -> ModelNotFound:

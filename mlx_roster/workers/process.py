@@ -44,6 +44,8 @@ class ProcessWorker(asyncio.Protocol):
         self._capabilities: Capabilities | None = None
         self._greeted: asyncio.Future[Device] = loop.create_future()
         self._ready: asyncio.Future[None] = loop.create_future()
+        #: It has begun to read its model.
+        self.begun = False
         #: Set by the first thing that the loaded model says, and by the end.
         self.worked = asyncio.Event()
         self._lost = asyncio.Event()
@@ -222,6 +224,7 @@ class ProcessWorker(asyncio.Protocol):
             case wire.Hello(device=device):
                 self._greeted.set_result(device)
             case wire.Progress(done, total):
+                self.begun = True
                 if self._owner is not None:
                     self._owner.on_progress(done, total)
             case wire.Ready(measured, capabilities):

@@ -56,9 +56,16 @@ class Spawner:
 
     async def load(self, source: ModelSource, owner: Owner) -> ProcessWorker:
         """See `registry.ports.Workers.load`."""
-        worker = await self._greeted()
+        worker = await self._take()
         try:
-            await worker.load(source, owner)
+            try:
+                await worker.load(source, owner)
+            except WorkerCrashed:
+                if worker.begun:
+                    raise
+                # It was lost before it had even begun, for which no model is to blame: once, another takes its place.
+                worker = await ProcessWorker.spawn(self._environment)
+                await worker.load(source, owner)
         finally:
             if self._keep_spare:
                 # Importing mlx takes a processor for a second: after the first token, which somebody waits for.
@@ -76,19 +83,6 @@ class Spawner:
 
     def _start(self) -> asyncio.Task[ProcessWorker]:
         return asyncio.get_running_loop().create_task(ProcessWorker.spawn(self._environment))
-
-    async def _greeted(self) -> ProcessWorker:
-        """A worker that has imported mlx. One that is lost before that, for which no model is to blame, is replaced."""
-        worker = await self._take()
-        try:
-            await worker.greeting()
-        except WorkerCrashed:
-            await worker.kill()
-            return await ProcessWorker.spawn(self._environment)
-        except BaseException:
-            await worker.kill()
-            raise
-        return worker
 
     async def _take(self) -> ProcessWorker:
         """The spare, if there is one and it lives; else a fresh worker."""

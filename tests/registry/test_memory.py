@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mlx_roster.registry import events
 from tests.registry.driver import Driver
 
 
@@ -75,3 +76,59 @@ def test_n_load_unload_cycles_return_to_baseline() -> None:
     assert repr(d) == "<Residency 0 B of 10 B | no residents | 0 queued>"
     assert d.state.board.ledger.committed == 0
     assert not d.state.board.holders
+
+
+def test_what_an_admitted_load_waits_for_is_not_taken_by_those_admitted_later() -> None:
+    d = Driver(budget=10)
+    first, second = d.ready("a", 4), d.ready("b", 4)
+    d.withdraw("a")
+    d.withdraw("b")
+    large, said = d.ask("large", 8)
+    assert said == []
+    d.leave(first)
+    assert d.unloaded("a") == []
+    small, said = d.ask("small", 1)
+    assert said == []  # there is room for it now, but large needs that
+    d.leave(second)
+    assert d.unloaded("b") == ["load large", "load small"]
+    assert d.loaded("large", 8) == [f"grant {large}"]
+    assert d.loaded("small", 1) == [f"grant {small}"]
+
+
+def test_a_load_that_goes_back_to_the_queue_keeps_its_age() -> None:
+    d = Driver(budget=10, max_wait=20.0, queue_timeout=60.0, min_residency=100.0)
+    d.ready("hot", 4)
+    d.elapse(100)
+    d.ready("fresh", 4)
+    waiter, _ = d.ask("cold", 5)
+    assert d.elapse(20) == ["drain hot"]
+    for _ in range(3):
+        d.reported("fresh", 7)  # cold no longer fits beside it, which may not be closed yet
+        assert "cold" not in repr(d)
+        d.reported("fresh", 4)
+        assert "cold LOADING (waits for room)" in repr(d)
+    assert d.elapse(34) == [f"refuse {waiter}"]
+
+
+def test_a_retry_after_running_out_of_memory_has_its_time_and_waits_for_its_own_victims_only() -> None:
+    d = Driver(budget=100, queue_timeout=60.0)
+    d.ready("drains", 10)
+    d.withdraw("drains")
+    d.idle("idle", 10)
+    d.ask("a", 30)
+    d.elapse(100)
+    assert d.failed("a", out_of_memory=True) == ["unload idle"]
+    assert d.elapse(30) == []
+    assert d.unloaded("idle") == ["load a"]
+    assert d.failed("a", out_of_memory=True) == ["refuse 3"]
+
+
+def test_of_those_that_may_be_closed_one_that_is_idle_comes_first() -> None:
+    d = Driver(budget=12, max_wait=30.0, min_residency=0.0)
+    d.ready("a", 4)
+    d.ready("b", 4)
+    last = d.ready("c", 4)
+    d.ask("large", 8)
+    d.at += 29
+    # At the very moment at which large is overdue: one of two that it needs has just become idle.
+    assert d.feed(events.Leave(d.at + 1, last)) == ["unload c", "drain a"]

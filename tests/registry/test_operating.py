@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from mlx_roster.config import Roster
+from mlx_roster.config import ModelEntry, Roster
 from mlx_roster.config.load import parse
-from mlx_roster.core import Generation, Ref, Text
+from mlx_roster.core import Generation, Located, Ref, Text
 from mlx_roster.errors import AdapterNotFound, Draining, LoadFailed, ModelNotFound, QueueTimeout
 from mlx_roster.registry import Registry
 from mlx_roster.registry.journal import FAR_BEHIND
@@ -199,6 +200,66 @@ def test_an_adapter_that_is_removed_while_its_request_waits_is_not_found() -> No
             assert r.find("atlas").in_flight == 0
 
     run(test())
+
+
+def test_what_was_found_for_an_entry_that_is_no_more_is_not_loaded() -> None:
+    class Paths(FakeSources):
+        async def locate(self, name: str, entry: ModelEntry) -> Located:
+            found = await super().locate(name, entry)
+            return replace(found, path=str(entry.source))
+
+    async def test() -> None:
+        workers, sources = FakeWorkers(), Paths()
+        async with registry(workers=workers, sources=sources) as r:
+            async with r.lease(ATLAS):
+                sources.gates["atlas"] = asyncio.Event()
+                adapted = "models: {atlas: {source: ./atlas, adapters: {a: ./a}}, scribe: {source: ./scribe}}"
+                r.reconfigure(roster(adapted), 10)  # has its files looked at again, slowly
+                await settled()
+                assert sources.downloads
+                r.reconfigure(roster("models: {atlas: {source: ./other}, scribe: {source: ./scribe}}"), 10)
+                waiting = asyncio.create_task(say_once(r, ATLAS))
+                await settled()
+                assert sources.located.count("atlas") == 2  # one at a time
+                sources.gates["atlas"].set()
+                await waiting
+            assert workers.workers["atlas"].source.path == "/fake/other"
+
+    run(test())
+
+
+def test_closing_ends_a_look_at_changed_files_and_what_comes_after_it_is_not_acted_upon() -> None:
+    async def test() -> None:
+        workers, sources = FakeWorkers(), FakeSources()
+        r = registry(workers=workers, sources=sources)
+        async with r:
+            leased = r.lease(ATLAS, keep_alive=0.0)
+            await leased.__aenter__()
+            sources.gates["atlas"] = asyncio.Event()
+            r.reconfigure(roster("models: {atlas: {source: ./atlas, max_context: 9}}"), 10)
+            await settled()
+            assert sources.downloads
+        assert not sources.downloads
+        await leased.__aexit__(None, None, None)
+        await settled()
+        assert workers.history.count("stop atlas") == 1
+
+    run(test())
+
+
+def test_a_listener_that_fails_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    def fail(change: Change) -> None:
+        raise ZeroDivisionError(change.kind)
+
+    async def test() -> None:
+        async with registry() as r:
+            r.listen(fail)
+            assert await say_once(r, ATLAS) == "Hello there!"
+            r.unload("atlas")
+            assert (await r.gone("atlas")).state == "unloaded"
+
+    run(test())
+    assert "a listener failed" in caplog.messages
 
 
 # Searching

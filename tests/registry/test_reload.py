@@ -126,3 +126,52 @@ def test_a_model_that_is_put_back_while_the_old_one_drains_waits_for_that() -> N
     d.leave(lease)
     assert d.unloaded("atlas") == ["load atlas"]
     assert d.loaded("atlas", 4) == [f"grant {ticket}"]
+
+
+def test_reload_that_changes_nothing_leaves_downloads_alone() -> None:
+    d = Driver(budget=10)
+    d.elsewhere.add("far")
+    d.ask("far")
+    assert d.configure(near={}) == []
+    assert d.configure(far={"priority": 2, "ttl": 5.0}) == []
+
+
+def test_a_load_that_has_not_begun_is_reckoned_anew_when_its_adapters_change() -> None:
+    d = Driver(budget=10)
+    d.ready("x", 8)
+    d.withdraw("x")
+    d.ask("a", 4)
+    assert "a LOADING (waits for room)" in repr(d)
+    d.sizes["a"] = 9
+    d.configure(a={"sizing": "an adapter more"})
+    d.leave(1)
+    assert d.unloaded("x") == ["load a"]
+    assert d.state.board.ledger.held == 9
+
+
+def test_what_a_load_measures_does_not_hold_for_adapters_that_came_meanwhile() -> None:
+    d = Driver(budget=10)
+    d.ask("a", 4)
+    d.sizes["a"] = 9
+    d.configure(a={"sizing": "an adapter more"})
+    d.loaded("a", 4)
+    d.leave(1)
+    d.withdraw("a")
+    d.unloaded("a")
+    d.ready("x", 4)
+    assert d.ask("a")[1] == []
+
+
+def test_what_a_request_asked_to_be_kept_outlives_a_reload() -> None:
+    d = Driver(budget=10).set("a", ttl=60.0)
+    d.leave(d.ready("a", keep_alive=3600.0))
+    d.configure(b={})
+    assert d.elapse(3000) == []
+
+
+def test_an_operators_pin_ends_when_the_entry_says_otherwise() -> None:
+    d = Driver(budget=10).set("a", ttl=5.0)
+    d.idle("a")
+    d.pin("a", pinned=False)
+    d.configure(a={"pin": True})
+    assert d.elapse(60) == []

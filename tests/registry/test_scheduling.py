@@ -222,6 +222,13 @@ def test_the_exempt_are_held_up_by_no_limit_and_no_deadline() -> None:
     assert d.ask("poet", 10)[1] == ["refuse 3"]
 
 
+def test_the_exempt_take_no_place_of_others() -> None:
+    d = Driver(budget=10, max_queued=1).set("scribe", max_queued=1)
+    d.ready("atlas", 10)
+    d.ask("scribe", 10, exempt=True)
+    assert d.ask("scribe", 10)[1] == []
+
+
 def test_who_comes_in_mid_load_is_told_what_is_left_of_the_time_that_the_last_one_took() -> None:
     d = Driver(budget=10, max_queued=1)
     d.ask("atlas", 10)
