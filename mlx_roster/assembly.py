@@ -24,6 +24,7 @@ from mlx_roster.reading import Reading
 from mlx_roster.registry import Registry
 from mlx_roster.registry.overview import Reload
 from mlx_roster.registry.reloading import Reloader
+from mlx_roster.registry.revision import Revision
 from mlx_roster.server.app import Application, create_app
 from mlx_roster.workers.spawner import Spawner
 
@@ -88,9 +89,13 @@ class _Configured:
     def roster(self) -> Roster:
         return self._registry.roster
 
-    def reconfigure(self, roster: Roster, budget: int) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    def revision(self, roster: Roster) -> Revision:
+        return self._registry.revision(roster)
+
+    def apply(self, revision: Revision, budget: int) -> None:
+        roster = revision.roster
         self._locator.headroom, self._locator.offline = roster.memory.headroom, roster.offline
-        return self._registry.reconfigure(roster, budget)
+        self._registry.apply(revision, budget)
 
     def reload_ended(self, reload: Reload) -> None:
         self._registry.reload_ended(reload)

@@ -185,6 +185,7 @@ class FakeSources:
     async def locate(self, name: str, entry: ModelEntry) -> Located:
         self.located.append(name)
         if name in self.gates:
+            assert name not in self.downloads, f"{name} is looked for twice at once"
             self.downloads[name] = (0, 1)
             try:
                 await self.gates[name].wait()

@@ -200,8 +200,7 @@ class Engine:
                 self._scheduler.apply(Cancel(command.sequence))
                 self._output.rejected(command.sequence, command.error)
             case Share(size):
-                self._memory.share = size
-                if self._memory.shrink():
+                if self._memory.take(size):
                     self._output.report(self.measured())
             case Limits():
                 self._limit(command)

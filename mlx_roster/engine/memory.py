@@ -77,6 +77,15 @@ class Memory:
         changed = abs(active - self._told) > max(LEAST_CHANGE, self.share // PART)
         return changed and time.monotonic() - self._when >= PAUSE
 
+    def take(self, share: int) -> bool:
+        """This is the share from now on. Returns whether a report is due: where it is exceeded, or less than what was
+        last told to be in use, since somebody may be waiting for that."""
+        expected, self.share = share < self._told, share
+        if share > self._most:  # the budget has grown
+            self._most = share
+            self.hold()
+        return self.shrink() or expected
+
     def shrink(self) -> bool:
         """Give up what is not needed where the share is exceeded. Returns whether it was."""
         excess = mx.get_active_memory() - self.share

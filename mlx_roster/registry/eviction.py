@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A Resident that may be evicted: ready, no lease, nobody waiting for it."""
+    """A Resident that may have to go. `idle_since` is infinite for one that is in use."""
 
     serial: int
     size: int

@@ -45,9 +45,10 @@ def _until_loaded(board: Board, model: str) -> float:
         seconds += _load_time(ahead.record)
     record = board.records.get(model)
     seconds += _load_time(record) if record is not None else UNKNOWN_LOAD
-    busy = any(one.leases for one in board.ledger.current_ones())
+    busy = [one.fresh_until for one in board.ledger.current_ones() if one.leases]
     since = board.at if line is None else line.since
-    return seconds + (max(0.0, since + policy.max_wait - board.at) if busy else 0.0)
+    closable = max(since + policy.max_wait, min(busy)) if busy else board.at
+    return seconds + max(0.0, closable - board.at)
 
 
 def _load_time(record: Record) -> float:
@@ -71,7 +72,8 @@ def why_it_waits(board: Board, model: str) -> str:
 
 def in_the_way(board: Board, model: str) -> str:
     """The Residents that others use or are promised, and so keep `model` out."""
-    return ", ".join(_described(one) for one in board.ledger if one.model != model) or "nothing any more"
+    current = board.ledger.current(model)
+    return ", ".join(_described(one) for one in board.ledger if one is not current) or "nothing any more"
 
 
 def _described(resident: Resident) -> str:

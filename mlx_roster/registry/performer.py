@@ -10,7 +10,7 @@ from typing import Any
 
 from mlx_roster.config import ModelEntry
 from mlx_roster.core import Limits, Located, ModelSource
-from mlx_roster.errors import Busy, LoadFailed, LoadOutOfMemory, RosterError
+from mlx_roster.errors import Busy, Draining, LoadFailed, LoadOutOfMemory, RosterError
 from mlx_roster.registry import events
 from mlx_roster.registry.catalog import Catalog
 from mlx_roster.registry.holding import Holding
@@ -26,6 +26,10 @@ logger = logging.getLogger(__name__)
 
 #: A timer that has come a little early is not set again for less than this, in seconds.
 SHORTEST = 0.001
+
+
+#: How often downloads are looked at, in seconds: a part of the least that a load_timeout may be.
+SAMPLE = 1.0
 
 
 class Performer:
@@ -55,6 +59,7 @@ class Performer:
         self._changed = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._due = math.inf
+        self._sampled = 0.0
         self._closed = False
 
     def expect(self, ticket: int) -> asyncio.Future[Holding | None]:
@@ -87,9 +92,11 @@ class Performer:
             self._relimit(holding)
 
     async def gone(self, model: str) -> None:
-        """Wait until the Residents are gone that `model` has now and that do not stay."""
+        """Wait until the Residents are gone that `model` has now and that do not stay. Raises Draining at the end."""
         leaving = {one.serial for one in self._state.board.ledger.departing(model)}
         while any(self._state.board.ledger.get(serial) is not None for serial in leaving):
+            if self._closed:
+                raise Draining("the server is shutting down")
             await self._changed.wait()
 
     def refuse_waiting(self, error: RosterError) -> None:
@@ -111,6 +118,7 @@ class Performer:
         for failed in await asyncio.gather(*(worker.stop() for worker in workers), return_exceptions=True):
             if failed is not None:
                 logger.error("a worker could not be stopped", exc_info=failed)
+        self._changed.set()
 
     def loads(self) -> dict[str, tuple[int, int]]:
         """The loads that are going on: model → (bytes loaded, bytes in all)."""
@@ -290,13 +298,21 @@ class Performer:
 
     def _keep(self, task: asyncio.Task[None]) -> asyncio.Task[None]:
         self._jobs.add(task)
-        task.add_done_callback(self._jobs.discard)
+        task.add_done_callback(self._ended)
         return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._jobs.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("the registry failed at something it does beside requests", exc_info=error)
 
     # Time
 
     def _set_timer(self) -> None:
         due = self._state.wake
+        if self._searches.going:
+            # How far downloads are is known only when they are looked at.
+            due = min(due, self._sampled + SAMPLE)
         if due == self._due:
             return
         self._due = due
@@ -310,7 +326,7 @@ class Performer:
     def tick(self) -> None:
         """Something may be due. What has got any further says so first."""
         self._due = math.inf
-        at = self._now()
+        at = self._sampled = self._now()
         for holding in self._holdings.values():
             self._state.handle(events.Progressed(at, holding.serial, holding.progressed))
         for job in self._searches.progressed():

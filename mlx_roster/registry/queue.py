@@ -36,7 +36,7 @@ class Line:
     priority: int
     waiters: dict[int, Waiter] = field(default_factory=dict)
     search: Search | None = None
-    #: When it began to wait for room again, after a search or a load that came to nothing.
+    #: When it began to wait for room, if that was after a search, or after a load that came to nothing.
     resumed: float = 0.0
     #: The one retry after running out of memory is used up.
     retried: bool = False

@@ -31,6 +31,7 @@ from mlx_roster.registry.performer import Performer
 from mlx_roster.registry.policy import Policy
 from mlx_roster.registry.ports import Sources, Workers
 from mlx_roster.registry.resident import State
+from mlx_roster.registry.revision import Revision
 from mlx_roster.registry.state import Residency
 from mlx_roster.registry.tenancy import CatalogTerms
 
@@ -238,20 +239,25 @@ class Registry:
 
     # The roster
 
-    def reconfigure(self, roster: Roster, budget: int) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-        """Apply a roster that is known to be right, in one step: the models that were added, changed and removed.
+    def revision(self, roster: Roster) -> Revision:
+        """What `apply` needs to know of `roster`. May be called on any thread."""
+        return Revision.between(self.roster, roster, self._directory)
+
+    def reconfigure(self, roster: Roster, budget: int) -> Revision:
+        """`revision` and `apply` in one go."""
+        revision = self.revision(roster)
+        self.apply(revision, budget)
+        return revision
+
+    def apply(self, revision: Revision, budget: int) -> None:
+        """Apply a roster that is known to be right, in one step.
 
         What is unchanged stays loaded, and no stream is cut. Adapters, names, limits and defaults change under it.
         """
-        before, self.roster = self.roster, roster
-        self.catalog = Catalog(roster, self._directory)
+        roster = self.roster = revision.roster
+        self.catalog = revision.catalog
         policy = Policy.of(roster.scheduling, budget)
         self._performer.follow(self.catalog, policy, CatalogTerms(self.catalog, roster.scheduling))
-        added = tuple(name for name in roster.models if name not in before.models)
-        removed = tuple(name for name in before.models if name not in roster.models)
-        kept = (name for name in roster.models if name in before.models)
-        changed = tuple(name for name in kept if roster.models[name] != before.models[name])
-        return added, changed, removed
 
     def reload_ended(self, reload: Reload) -> None:
         """Remember how the latest reload went."""

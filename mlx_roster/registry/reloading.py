@@ -10,6 +10,7 @@ from typing import Protocol, Self
 from mlx_roster.config import Roster
 from mlx_roster.errors import ConfigError
 from mlx_roster.registry.overview import Reload
+from mlx_roster.registry.revision import Revision
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +24,9 @@ class Reconfigurable(Protocol):
     @property
     def roster(self) -> Roster: ...
 
-    def reconfigure(self, roster: Roster, budget: int) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]: ...
+    def revision(self, roster: Roster) -> Revision: ...
+
+    def apply(self, revision: Revision, budget: int) -> None: ...
 
     def reload_ended(self, reload: Reload) -> None: ...
 
@@ -73,22 +76,29 @@ class Reloader:
 
     async def _reloaded(self) -> Reload:
         try:
-            roster, budget = await asyncio.to_thread(self._read)
+            revision, budget, notes = await asyncio.to_thread(self._prepared)
         except ConfigError as error:
             return _refused(error.message)
         except Exception:
             # The thread's boundary: a bug there must not go unheard, since nobody may be waiting for the answer.
             logger.exception("the roster was not reloaded, everything stays as it was")
             return Reload(0.0, ok=False, error="the roster could not be read; the server's log has more")
-        added, changed, removed = self._registry.reconfigure(roster, budget)
-        notes = tuple(self._notes(roster))
+        self._registry.apply(revision, budget)
         for note in notes:
             logger.warning("%s", note)
-        return Reload(0.0, ok=True, added=added, changed=changed, removed=removed, notes=notes)
+        return Reload(
+            0.0, ok=True, added=revision.added, changed=revision.changed, removed=revision.removed, notes=notes
+        )
+
+    def _prepared(self) -> tuple[Revision, int, tuple[str, ...]]:
+        """All that can be done beforehand, on a thread: with thousands of models it takes a while."""
+        roster, budget = self._read()
+        return self._registry.revision(roster), budget, tuple(self._notes(roster))
 
     def _notes(self, roster: Roster) -> list[str]:
         """What `roster` asks for that this process cannot do, compared to what it was started with."""
-        was, now = self._started.model_dump(), roster.model_dump()
+        sections = {section for section, _ in _FIXED}
+        was, now = (each.model_dump(include=sections) for each in (self._started, roster))
         return [
             f"{section}.{key}: {_yaml(now[section][key])} takes a restart, it stays {_yaml(was[section][key])}"
             for section, key in _FIXED

@@ -57,6 +57,7 @@ class Resident:
     #: Until then it takes leases, whoever waits.
     fresh_until: float = 0.0
     measured: int | None = None
+    settled: int | None = None  # its size when it was loaded
     growth: int = 0  # what it may still come to take
     spare: int = 0  # of `measured`, what it would give back at once
     share: int | None = None  # what it was last told it may take
@@ -74,6 +75,11 @@ class Resident:
     def size(self) -> int:
         """Bytes that it needs: once there is a measurement, that and its growth, until then the estimate."""
         return self.estimated if self.measured is None else self.measured - self.spare + self.growth
+
+    @property
+    def entitled(self) -> int:
+        """Bytes that it has at least, however much it uses just now: what it had when it was loaded."""
+        return min(self.size, self.settled) if self.settled is not None else self.size
 
     @property
     def taken(self) -> int:

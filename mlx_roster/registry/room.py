@@ -20,7 +20,9 @@ def advance(board: Board) -> None:
     board.stirred, board.looked = False, board.at
     _shrink(board)
     if board.queue.lines:
-        _admit_all(board)
+        _refuse_hopeless(board)
+        while (found := next_in(board)) is not None:
+            _make_room(board, *found)
     _start(board)
     _share(board)
 
@@ -32,8 +34,8 @@ def too_large(board: Board, record: Record, size: int) -> ModelTooLarge | None:
         needs = f"{record.model} needs {format_bytes(size)} and the memory budget is {format_bytes(budget)}"
         return ModelTooLarge(needs, param="model")
     pinned = [one for one in board.ledger.current_ones() if one.pinned and one.model != record.model]
-    if pinned and size + sum(one.size for one in pinned) > budget:
-        blockers = ", ".join(f"{one.model} ({format_bytes(one.size)})" for one in pinned)
+    if pinned and size + sum(one.entitled for one in pinned) > budget:
+        blockers = ", ".join(f"{one.model} ({format_bytes(one.entitled)})" for one in pinned)
         return ModelTooLarge(
             f"{record.model} needs {format_bytes(size)} of a budget of {format_bytes(budget)}, "
             f"of which pinned models have the rest: {blockers}",
@@ -57,24 +59,24 @@ def _shrink(board: Board) -> None:
         board.retire(board.ledger[victim.serial], f"evicted: {format_bytes(excess)} over the budget")
 
 
-def _admit_all(board: Board) -> None:
+def _refuse_hopeless(board: Board) -> None:
     for line in list(board.queue.lines.values()):
         size = line.record.size
         if size is not None and not _served(board, line) and (error := too_large(board, line.record, size)) is not None:
             board.refuse_all(line.model, error)
-    while (found := next_in(board)) is not None:
-        _make_room(board, *found)
 
 
 def next_in(board: Board) -> tuple[Line, int, list[Candidate]] | None:
     """The first Line whose model can be admitted now, with its bytes and with who makes room for it."""
     reserved, barrier = 0, 0
+    idle = board.ledger.idle()
     for line, overdue in board.queue.ordered(board.at, board.policy.max_wait):
         size = line.record.size
-        if size is None or _served(board, line) or _replaced(board, line):
+        if size is None or _served(board, line):
             continue
-        if not reserved or reserved + size + _newcomers(board, barrier) <= board.policy.budget:
-            chosen = _victims(board, size, overdue=overdue)
+        held_up = reserved and reserved + size + _newcomers(board, barrier) > board.policy.budget
+        if not held_up and not _replaced(board, line):
+            chosen = _victims(board, idle, size, overdue=overdue)
             if chosen is not None:
                 return line, size, chosen
         if overdue:
@@ -100,10 +102,10 @@ def _newcomers(board: Board, barrier: int) -> int:
     return sum(one.size for one in board.ledger.current_ones() if one.pinned or one.serial > barrier)
 
 
-def _victims(board: Board, size: int, *, overdue: bool) -> list[Candidate] | None:
+def _victims(board: Board, idle: list[Candidate], size: int, *, overdue: bool) -> list[Candidate] | None:
     """Who makes room for `size` bytes: the idle, and for one who has waited too long the busy too."""
     need = board.ledger.committed + size - board.policy.budget
-    chosen = victims(board.ledger.idle(), need)
+    chosen = victims(idle, need) if need <= sum(candidate.size for candidate in idle) else None
     if chosen is None and overdue:
         chosen = victims(board.ledger.closable(board.at), need)
     return chosen

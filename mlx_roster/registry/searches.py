@@ -37,7 +37,7 @@ class Searches:
         #: By model: what was found, and the entry that it was looked for under.
         self.found: LRUCache[str, tuple[ModelEntry, Located]] = LRUCache(2 * MANY_RECORDS)
         self._going: dict[int, tuple[str, asyncio.Task[None]]] = {}
-        self._seen: dict[int, tuple[int, int]] = {}
+        self._seen: dict[int, int] = {}
         self._again = itertools.count(-1, -1)
 
     def __contains__(self, job: object) -> bool:
@@ -54,6 +54,9 @@ class Searches:
     def _start(self, model: str, job: int, search: Callable[[], Coroutine[None, None, None]]) -> asyncio.Task[None]:
         """One after the other for a model: sources are asked once at a time for a name."""
         before = [task for name, task in self._going.values() if name == model]
+        for number, (name, task) in self._going.items():
+            if name == model and number < 0:
+                task.cancel()  # a look at what is no longer asked for
 
         async def in_turn() -> None:
             if before:
@@ -66,6 +69,10 @@ class Searches:
         task.add_done_callback(lambda _: self._end(job))
         return task
 
+    @property
+    def going(self) -> bool:
+        return bool(self._going)
+
     def cancel(self, job: int) -> None:
         if job in self._going:
             self._going[job][1].cancel()
@@ -75,9 +82,9 @@ class Searches:
         downloads = self._sources.progress()
         further = []
         for job, (model, _) in self._going.items():
-            seen = downloads.get(model)
-            if seen is not None and self._seen.get(job) != seen:
-                self._seen[job] = seen
+            done, _ = downloads.get(model, (0, 0))
+            if done > self._seen.get(job, 0):
+                self._seen[job] = done
                 further.append(job)
         return further
 

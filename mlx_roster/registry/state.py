@@ -206,6 +206,7 @@ class Residency:
         took = event.at - resident.started
         resident.measured, resident.growth, resident.spare = event.measured, event.growth, 0
         board.move(resident, State.READY, f"loaded in {took:.1f} s, {format_bytes(event.measured)} measured")
+        resident.settled = resident.size
         resident.record.loaded(took, resident.size, resident.sizing)
         resident.loaded = resident.progressed = resident.idle_since = event.at
         resident.fresh_until = event.at + board.policy.residency(took)
@@ -256,7 +257,7 @@ class Residency:
         if resident is None:
             return
         died = isinstance(event, events.Died)
-        if died and not resident.cut:
+        if died and not resident.cut and resident.state in (State.READY, State.DRAINING):
             resident.record.crashed(event.at, event.at - resident.loaded)
         self.board.gone(resident, "its worker died" if died else "its memory is back")
 
@@ -278,9 +279,7 @@ class Residency:
     def _withdraw(self, event: events.Withdraw) -> None:
         board, resident = self.board, self.board.ledger.current(event.model)
         error = Draining(f"{event.model} was unloaded by an operator", param="model")
-        line = board.queue.lines.get(event.model)
-        if line is not None and (line.search is not None or resident is not None):
-            board.refuse_all(event.model, error)
+        board.refuse_all(event.model, error)
         if resident is not None:
             board.retire(resident, "unloaded by an operator")
         for leaving in board.ledger.departing(event.model) if event.force else []:

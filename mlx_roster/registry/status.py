@@ -64,9 +64,9 @@ def memory(board: Board) -> Memory:
 
 def pinned(board: Board, model: str) -> bool:
     record, terms = board.records.get(model), board.terms.get(model)
-    if record is not None and record.pinned is not None:
-        return record.pinned
-    return terms is not None and terms.pin
+    if record is None:
+        return terms is not None and terms.pin
+    return terms is not None and board.pinned(record, terms)
 
 
 class Lister:

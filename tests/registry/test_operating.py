@@ -106,6 +106,24 @@ def test_a_pin_keeps_a_model_and_names_are_aliases_too() -> None:
     run(test())
 
 
+def test_monitoring_does_not_reset_ttl() -> None:
+    async def test() -> None:
+        workers, clock = FakeWorkers(), Clock()
+        async with registry("models: {atlas: {source: ./atlas, ttl: 10s}}", workers=workers, clock=clock) as r:
+            await say_once(r, ATLAS)
+            for second in range(9):
+                clock.at += 1
+                r.tick()
+                r.listing(), r.find("atlas"), r.status(), r.progress()
+                assert r.overview().models == (r.model_status("atlas"),)
+                assert r.model_status("atlas").expires_in == 9 - second
+            clock.at += 1
+            r.tick()
+            await workers.seen("stop atlas")
+
+    run(test())
+
+
 # A changed roster
 
 
@@ -117,7 +135,7 @@ def test_a_changed_roster_keeps_what_is_unchanged_and_drains_what_is_not() -> No
                 changed = r.reconfigure(
                     roster("models: {atlas: {source: ./atlas}, scribe: {source: ./other}, poet: {source: ./poet}}"), 10
                 )
-                assert changed == (("poet",), ("scribe",), ())
+                assert (changed.added, changed.changed, changed.removed) == (("poet",), ("scribe",), ())
                 assert await say(scribe) == "Hello there!"
                 assert await say(atlas) == "Hello there!"
                 assert await say_once(r, SCRIBE) == "Hello there!"
@@ -220,7 +238,7 @@ def test_what_was_found_for_an_entry_that_is_no_more_is_not_loaded() -> None:
                 r.reconfigure(roster("models: {atlas: {source: ./other}, scribe: {source: ./scribe}}"), 10)
                 waiting = asyncio.create_task(say_once(r, ATLAS))
                 await settled()
-                assert sources.located.count("atlas") == 2  # one at a time
+                assert sources.located.count("atlas") == 3  # the second of which nobody needs any more
                 sources.gates["atlas"].set()
                 await waiting
             assert workers.workers["atlas"].source.path == "/fake/other"
@@ -299,10 +317,50 @@ def test_a_download_that_stands_still_is_ended() -> None:
                 r.tick()
                 await settled()
                 assert not task.done()
-            clock.at += 300
+            clock.at += 299
+            r.tick()
+            await settled()
+            assert not task.done()
+            clock.at += 1
             r.tick()
             with pytest.raises(LoadFailed, match="did not get any further for 5m"):
                 await task
+
+    run(test())
+
+
+def test_a_download_is_looked_at_while_nothing_else_is_due() -> None:
+    async def test() -> None:
+        sources = FakeSources()
+        sources.gates["atlas"] = asyncio.Event()
+        async with registry("scheduling: {load_timeout: 1s}\nmodels: {atlas: {source: ./atlas}}", sources=sources) as r:
+            with pytest.raises(LoadFailed, match="did not get any further for 1s"):
+                await say_once(r, ATLAS)
+
+    run(test())
+
+
+def test_closing_in_the_middle_of_everything() -> None:
+    async def test() -> None:
+        workers, sources = FakeWorkers(sizes={"atlas": 6}), FakeSources(sizes={"atlas": 6, "scribe": 6})
+        text = "models: {atlas: {source: ./atlas}, scribe: {source: ./scribe}, poet: {source: ./poet}}"
+        r = registry(text, workers=workers, sources=sources)
+        sources.gates["poet"] = asyncio.Event()
+        async with r:
+            leased = r.lease(ATLAS)
+            await leased.__aenter__()
+            r.unload("atlas")  # drains
+            waits = [asyncio.create_task(say_once(r, ref)) for ref in (SCRIBE, Ref("poet"), ATLAS)]
+            gone = asyncio.create_task(r.gone("atlas"))
+            await settled()
+            assert "atlas DRAINING 1 leases, scribe LOADING (waits for room) | 3 queued" in repr(r)
+        for task in waits:
+            with pytest.raises(Draining):
+                await task
+        with pytest.raises(Draining):
+            await gone
+        await leased.__aexit__(None, None, None)
+        assert workers.history == ["load atlas", "stop atlas"]
 
     run(test())
 

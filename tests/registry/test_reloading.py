@@ -16,6 +16,7 @@ from mlx_roster.config.load import parse
 from mlx_roster.errors import ConfigError
 from mlx_roster.registry.overview import Reload
 from mlx_roster.registry.reloading import Reloader
+from mlx_roster.registry.revision import Revision
 
 
 def roster(*models: str, more: str = "") -> Roster:
@@ -31,12 +32,12 @@ class Applied:
         self.budgets: list[int] = []
         self.ended: list[Reload] = []
 
-    def reconfigure(self, roster: Roster, budget: int) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-        was, now = self.roster.models, roster.models
-        self.roster = roster
+    def revision(self, roster: Roster) -> Revision:
+        return Revision.between(self.roster, roster, Path("/fake"))
+
+    def apply(self, revision: Revision, budget: int) -> None:
+        self.roster = revision.roster
         self.budgets.append(budget)
-        changed = tuple(name for name in now if name in was and was[name] != now[name])
-        return tuple(now.keys() - was.keys()), changed, tuple(was.keys() - now.keys())
 
     def reload_ended(self, reload: Reload) -> None:
         self.ended.append(reload)

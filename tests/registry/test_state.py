@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mlx_roster.errors import ModelTooLarge
+from mlx_roster.registry import events
 from mlx_roster.registry.resident import InvalidTransition, State
 from tests.registry.driver import Driver
 
@@ -57,6 +58,16 @@ def test_loading_model_is_never_evicted() -> None:
     d.ask("atlas", 10)
     assert d.ask("scribe", 10) == (2, [])
     assert d.loaded("atlas", 10) == ["grant 1"]
+
+
+def test_loading_model_is_not_evicted_for_one_that_is_overdue_or_that_runs_out_of_memory() -> None:
+    d = Driver(budget=10, max_wait=5.0, min_residency=0.0)
+    d.ask("atlas", 6)
+    d.ask("poet", 4)
+    d.ask("scribe", 10)
+    assert d.elapse(60) == []
+    assert d.failed("poet", out_of_memory=True) == ["refuse 2"]
+    assert d.loaded("atlas", 6)[0] == "grant 1"
 
 
 def test_evict_between_loaded_and_first_lease_is_impossible() -> None:
@@ -131,13 +142,15 @@ def test_queue_collation_abcabc_costs_three_loads() -> None:
     d = Driver(budget=10)
     for model in "abcabc":
         d.ask(model, 10)
-    loads = 0
-    for model in "abc":
-        loads += 1
-        for granted in d.loaded(model, 10):
+    while loading := d.state.board.ledger.current_ones():
+        (resident,) = loading
+        for granted in d.loaded(resident.model, 10):
             d.leave(int(granted.removeprefix("grant ")))
-        d.unloaded(model) if model != "c" else None
-    assert loads == 3
+        if not d.state.board.queue.lines:
+            break
+        d.unloaded(resident.model)
+    loads = [action.model for action in d.actions if isinstance(action, events.StartLoad)]
+    assert loads == ["a", "b", "c"]
     assert repr(d) == "<Residency 10 B of 10 B | c READY | 0 queued>"
 
 
