@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import socket
@@ -131,6 +132,9 @@ async def _serve(
             async with display.watching(lambda: (registry.progress(), locator.progress())):
                 display.ready(_url(sock), registry.listing())
                 registry.start_preloads()
+                # A roster of thousands of models is there to stay: the collector need not go through it all the time.
+                gc.collect()
+                gc.freeze()
                 await server.serve(sockets=[sock])
 
 

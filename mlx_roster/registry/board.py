@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -39,7 +40,9 @@ class Board:
         self.stirred = False
         self.looked = 0.0
         self.actions: list[Action] = []
-        self.ledger = Ledger()
+        self.ledger = Ledger(self.due)
+        #: What was free when all workers were last told their shares.
+        self.free: int | None = None
         self.queue = Queue()
         self.records: dict[str, Record] = {}
         self.holders: dict[int, Holder] = {}
@@ -108,6 +111,7 @@ class Board:
     def grant(self, ticket: int, keep_alive: float | None, resident: Resident) -> None:
         self.queue.take(ticket)
         resident.leases.add(ticket)
+        self.ledger.touch(resident)
         self.holders[ticket] = Holder(resident, self.at, keep_alive)
         self.actions.append(events.Grant(ticket, resident.serial))
 
@@ -152,8 +156,8 @@ class Board:
         if resident.state is State.LOADING:
             self.stop_load(resident, why)
         elif resident.leases:
-            self.move(resident, State.DRAINING, why)
             resident.progressed = self.at
+            self.move(resident, State.DRAINING, why)
             self.actions.append(events.Drain(resident.serial, why))
         else:
             self.unload(resident, why)
@@ -168,8 +172,20 @@ class Board:
         """It is draining, and is waited for no longer."""
         if not resident.cut:
             resident.cut = True
+            self.ledger.touch(resident)
             resident.record.note(self.at, f"cut: {error}")
             self.actions.append(events.Cut(resident.serial, error))
+
+    def due(self, resident: Resident) -> float:
+        """When `resident` is to be looked after, if nothing is heard of it until then."""
+        match resident.state:
+            case State.LOADING if resident.started is not None:
+                return resident.progressed + self.policy.load_timeout
+            case State.DRAINING if not resident.cut:
+                return resident.progressed + self.policy.drain_timeout
+            case State.READY if not resident.leases and not resident.pinned:
+                return resident.idle_since + resident.keep
+        return math.inf
 
     def gone(self, resident: Resident, why: str) -> None:
         """Its memory is back. Whoever has a lease on it still holds nothing from here on."""

@@ -15,19 +15,17 @@ from mlx_roster.registry.resident import Resident, State
 
 def next_due(board: Board) -> float:
     """When the next of these falls due; in the past where one has been missed. Infinite where there is none."""
-    return min(
-        min(_lines(board), default=math.inf),
-        min((due for one in board.ledger if (due := _due(board, one)) is not None), default=math.inf),
-    )
+    return min(board.ledger.next_due, min(_lines(board), default=math.inf))
 
 
 def expire(board: Board) -> None:
     """Do what has fallen due."""
     for line in list(board.queue.lines.values()):
         _expire_line(board, line)
+    if board.ledger.next_due > board.at:
+        return
     for resident in list(board.ledger):
-        due = _due(board, resident)
-        if due is not None and due <= board.at:
+        if board.due(resident) <= board.at:
             _expire_resident(board, resident)
 
 
@@ -49,18 +47,6 @@ def _lines(board: Board) -> Iterator[float]:
                     yield overdue
     if impatient:
         yield from (one.fresh_until for one in board.ledger.current_ones() if one.fresh_until > board.looked)
-
-
-def _due(board: Board, resident: Resident) -> float | None:
-    """When `resident` is to be looked after, if nothing is heard of it until then."""
-    match resident.state:
-        case State.LOADING if resident.started is not None:
-            return resident.progressed + board.policy.load_timeout
-        case State.DRAINING if not resident.cut:
-            return resident.progressed + board.policy.drain_timeout
-        case State.READY if not resident.leases and not resident.pinned:
-            return resident.idle_since + resident.keep
-    return None
 
 
 def _expire_line(board: Board, line: Line) -> None:

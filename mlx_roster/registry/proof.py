@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from mlx_roster.registry.board import Board
 from mlx_roster.registry.resident import State
 from mlx_roster.registry.room import next_in, too_large
@@ -21,6 +23,10 @@ def _residents(board: Board) -> None:
     staying = {one.model: one for one in ledger if one.stays}
     assert len(staying) == sum(one.stays for one in ledger), f"a model is resident twice: {list(ledger)}"
     assert staying == {one.model: one for one in ledger.current_ones()}, "the index of models is off"
+    pending = [one for one in ledger if one.state is State.LOADING and one.started is None]
+    assert ledger.pending() == pending, "the index of admitted loads is off"
+    assert ledger.leaving == any(not one.stays for one in ledger), "the index of those that leave is off"
+    assert ledger.next_due == min(map(board.due, ledger), default=math.inf), "the heap of dues is off"
     for one in ledger:
         assert one.state is not State.GONE, f"{one} is gone and still listed"
         assert not one.stays or one.version == board.terms[one.model].version, f"{one} is of another roster"
@@ -60,7 +66,7 @@ def _bytes(board: Board) -> None:
     assert not (over and ledger.idle()), f"over budget beside an idle Resident: {list(ledger)}"
     assert not (over and ledger.pending()), f"a load is admitted that does not fit: {list(ledger)}"
     spare = any(one.spare for one in ledger)
-    stuck = ledger.pending() and not ledger.leaving() and not spare
+    stuck = ledger.pending() and not ledger.leaving and not spare
     assert not stuck, f"an admitted load waits for nothing: {list(ledger)}"
 
 

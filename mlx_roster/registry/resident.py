@@ -26,9 +26,6 @@ _MOVES = {
     State.GONE: set(),
 }
 
-#: Those that the budget must have room for from now on; the others are on their way out.
-STAYING = frozenset({State.LOADING, State.READY})
-
 
 class InvalidTransition(Exception):
     """A move that the table forbids: a bug. Carries the model's last events."""
@@ -90,7 +87,8 @@ class Resident:
 
     @property
     def stays(self) -> bool:
-        return self.state in STAYING
+        """Whether the budget must have room for it from now on. The others are on their way out."""
+        return self.state is State.LOADING or self.state is State.READY
 
     @property
     def idle(self) -> bool:

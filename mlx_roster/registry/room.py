@@ -70,13 +70,14 @@ def next_in(board: Board) -> tuple[Line, int, list[Candidate]] | None:
     """The first Line whose model can be admitted now, with its bytes and with who makes room for it."""
     reserved, barrier = 0, 0
     idle = board.ledger.idle()
+    most = sum(candidate.size for candidate in idle)
     for line, overdue in board.queue.ordered(board.at, board.policy.max_wait):
         size = line.record.size
         if size is None or _served(board, line):
             continue
         held_up = reserved and reserved + size + _newcomers(board, barrier) > board.policy.budget
         if not held_up and not _replaced(board, line):
-            chosen = _victims(board, idle, size, overdue=overdue)
+            chosen = _victims(board, idle, most, size, overdue=overdue)
             if chosen is not None:
                 return line, size, chosen
         if overdue:
@@ -102,13 +103,12 @@ def _newcomers(board: Board, barrier: int) -> int:
     return sum(one.size for one in board.ledger.current_ones() if one.pinned or one.serial > barrier)
 
 
-def _victims(board: Board, idle: list[Candidate], size: int, *, overdue: bool) -> list[Candidate] | None:
-    """Who makes room for `size` bytes: the idle, and for one who has waited too long the busy too."""
+def _victims(board: Board, idle: list[Candidate], most: int, size: int, *, overdue: bool) -> list[Candidate] | None:
+    """Who makes room for `size` bytes: of the idle, who have `most`, or for one who has waited too long of the busy."""
     need = board.ledger.committed + size - board.policy.budget
-    chosen = victims(idle, need) if need <= sum(candidate.size for candidate in idle) else None
-    if chosen is None and overdue:
-        chosen = victims(board.ledger.closable(board.at), need)
-    return chosen
+    if need <= most:
+        return victims(idle, need)
+    return victims(board.ledger.closable(board.at), need) if overdue else None
 
 
 def _make_room(board: Board, line: Line, size: int, chosen: list[Candidate]) -> None:
@@ -133,11 +133,17 @@ def _share(board: Board) -> None:
     """Tell the workers what they may take: what is theirs, and what nobody has or is promised."""
     ledger, budget = board.ledger, board.policy.budget
     promised = sum(one.size for one in ledger.pending())
-    free = max(0, budget - ledger.held - promised)
-    for resident in ledger:
+    free = budget - ledger.held - promised
+    # As long as there is about as much as before, only those have to be told of whom something has changed.
+    alike = board.free is not None and min(free, board.free) >= 0 and abs(free - board.free) <= budget * SHARE_STEP / 2
+    if not alike:
+        board.free = free
+    shared = [one for serial in ledger.touched if (one := ledger.get(serial))] if alike else list(ledger)
+    ledger.touched.clear()
+    for resident in shared:
         if resident.state not in (State.READY, State.DRAINING) or resident.cut:
             continue
-        share = max(resident.size, resident.taken - max(0, ledger.held + promised - budget)) + free
+        share = max(resident.size, resident.taken - max(0, -free)) + max(0, free)
         if resident.share is None or _differs(resident, share, budget):
             resident.share = share
             board.actions.append(events.Share(resident.serial, share))

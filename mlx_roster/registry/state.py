@@ -174,6 +174,7 @@ class Residency:
         resident.progressed = event.at
         resident.record.leased(event.at - holder.since)
         if resident.leases:
+            board.ledger.touch(resident)
             return
         board.stirred = True
         if resident.state is State.DRAINING:
@@ -184,6 +185,8 @@ class Residency:
         resident.keep = board.terms[resident.model].ttl if holder.keep_alive is None else holder.keep_alive
         if resident.keep <= 0 and not resident.pinned:
             board.unload(resident, "it is not to be kept after its last request")
+        else:
+            board.ledger.touch(resident)
 
     # Loads
 
@@ -210,6 +213,7 @@ class Residency:
         resident.record.loaded(took, resident.size, resident.sizing)
         resident.loaded = resident.progressed = resident.idle_since = event.at
         resident.fresh_until = event.at + board.policy.residency(took)
+        board.touch(resident)
         # Its waiters get their leases here, before anything can find it idle.
         line = board.queue.lines.get(resident.model)
         for waiter in list(line.waiters.values()) if line is not None else []:
@@ -239,6 +243,7 @@ class Residency:
             resident = self.board.ledger.get(event.serial)
             if resident is not None:
                 resident.progressed = max(resident.progressed, event.since)
+                self.board.ledger.touch(resident)
         else:
             line = self.board.searches.get(event.job)
             if line is not None and line.search is not None:
@@ -257,7 +262,9 @@ class Residency:
         if resident is None:
             return
         died = isinstance(event, events.Died)
-        if died and not resident.cut and resident.state in (State.READY, State.DRAINING):
+        served = resident.state is State.READY or resident.state is State.DRAINING
+        # What was wrong with an older version says nothing of this one.
+        if died and served and not resident.cut and resident.version == resident.record.version:
             resident.record.crashed(event.at, event.at - resident.loaded)
         self.board.gone(resident, "its worker died" if died else "its memory is back")
 
@@ -274,6 +281,7 @@ class Residency:
             resident.pinned = event.pinned
             if resident.idle:
                 resident.idle_since = event.at
+            board.ledger.touch(resident)
         board.stirred = True
 
     def _withdraw(self, event: events.Withdraw) -> None:
@@ -295,6 +303,10 @@ class Residency:
                 self._remove(model)
             else:
                 self._follow(record, terms)
+        # Its time may be another now, and its share.
+        for resident in board.ledger:
+            board.ledger.touch(resident)
+        board.free = None
 
     def _remove(self, model: str) -> None:
         board, resident = self.board, self.board.ledger.current(model)

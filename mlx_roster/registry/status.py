@@ -129,7 +129,7 @@ class Lister:
 def _shown(board: Board, model: str) -> Resident | None:
     """The Resident that stays, if there is one, else one on its way out."""
     current = board.ledger.current(model)
-    if current is not None or not board.ledger.leaving():
+    if current is not None or not board.ledger.leaving:
         return current
     return next(iter(board.ledger.departing(model)), None)
 

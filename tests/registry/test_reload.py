@@ -175,3 +175,13 @@ def test_an_operators_pin_ends_when_the_entry_says_otherwise() -> None:
     d.pin("a", pinned=False)
     d.configure(a={"pin": True})
     assert d.elapse(60) == []
+
+
+def test_a_crash_of_the_old_version_does_not_count_against_the_new_one() -> None:
+    d = Driver(budget=10)
+    d.ready("atlas", 4)
+    d.configure(atlas={"version": 2})
+    d.died("atlas")
+    d.ready("atlas", 4)
+    d.died("atlas")
+    assert d.ask("atlas")[1] == ["load atlas"]
