@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -11,12 +11,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mlx_roster.config.machine import budget_bytes, recommended_working_set
+from mlx_roster.config.machine import budget_bytes, check_budget, physical_memory, recommended_working_set
 from mlx_roster.config.model import MemorySettings, ModelEntry, Roster
 from mlx_roster.config.units import format_bytes
-from mlx_roster.errors import LoadFailed
+from mlx_roster.errors import ConfigError, LoadFailed
 from mlx_roster.loaders.sizes import Sides, adapter_sides, estimate_with
 from mlx_roster.loaders.source import cached, check_folder
+from mlx_roster.reading import too_much
 
 _SIZES = ("weights", "adapters", "kv", "estimated")
 _COLUMNS = ("model", "source", *_SIZES, "")
@@ -47,6 +48,8 @@ class Report:
     budget: int
     working_set: int
     models: tuple[ModelCost, ...]
+    #: What would keep a server from starting, beside what is wrong with a model.
+    problems: tuple[str, ...] = ()
 
     @property
     def together(self) -> tuple[str, ...]:
@@ -60,12 +63,18 @@ class Report:
 
     @property
     def exit_code(self) -> int:
-        """1 where a model or an adapter cannot be served as it stands, else 0."""
-        return int(any(model.problems or not model.fits for model in self.models))
+        """1 where a model or an adapter cannot be served as it stands, or nothing can, else 0."""
+        return int(bool(self.problems) or any(model.problems or not model.fits for model in self.models))
 
     def to_json(self) -> str:
         models = [asdict(model) for model in self.models]
-        report = {"budget": self.budget, "working_set": self.working_set, "models": models, "together": self.together}
+        report = {
+            "budget": self.budget,
+            "working_set": self.working_set,
+            "models": models,
+            "together": self.together,
+            "problems": self.problems,
+        }
         return json.dumps(report, indent=2)
 
 
@@ -73,8 +82,23 @@ def check(roster: Roster) -> Report:
     """Measure every model of `roster` whose files are on this machine."""
     working_set = recommended_working_set()
     budget = budget_bytes(roster.memory, working_set)
-    models = (_cost(name, entry, roster.memory, budget, roster.base) for name, entry in roster.models.items())
-    return Report(budget, working_set, tuple(models))
+    models = tuple(_cost(name, entry, roster.memory, budget, roster.base) for name, entry in roster.models.items())
+    return Report(budget, working_set, models, tuple(_start_problems(roster, models, budget)))
+
+
+def _start_problems(roster: Roster, models: Iterable[ModelCost], budget: int) -> Iterator[str]:
+    try:
+        check_budget(budget, physical_memory())
+    except ConfigError as error:
+        yield error.message
+    entries = roster.models
+    kept = {
+        model.name: model.estimated
+        for model in models
+        if model.estimated is not None and (entries[model.name].pin or entries[model.name].preload)
+    }
+    if (problem := too_much(kept, budget)) is not None:
+        yield problem
 
 
 def _cost(name: str, entry: ModelEntry, memory: MemorySettings, budget: int, base: Path) -> ModelCost:
@@ -150,7 +174,8 @@ def _verdict(report: Report) -> list[str]:
     taken = sum(model.estimated or 0 for model in known if model.name in together)
     used = f"{format_bytes(taken)} of {format_bytes(report.budget)}"
     lines = [f"budget: {format_bytes(report.budget)} on a machine that can hold {format_bytes(report.working_set)}"]
-    if report.budget > report.working_set:
+    lines += [f"the server would not start: {problem}" for problem in report.problems]
+    if report.budget > report.working_set and not report.problems:
         lines.append("the budget is more than this machine can hold: loads may fail, or slow everything down")
     if unknown := len(report.models) - len(known):
         lines.append(f"not counted, since the files are not here or not whole: {_models(unknown)}")

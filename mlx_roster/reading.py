@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 from mlx_roster.config import ModelEntry, Roster, format_bytes
@@ -70,12 +71,20 @@ def check_kept(roster: Roster, budget: int) -> None:
     for name, entry in roster.models.items():
         if (entry.pin or entry.preload) and (size := _size(entry, roster.memory.headroom)) is not None:
             sizes[name] = size
-    if sum(sizes.values()) > budget:
-        each = ", ".join(f"{name} {format_bytes(size)}" for name, size in sizes.items())
-        raise ConfigError(
-            f"the models with pin or preload take {format_bytes(sum(sizes.values()))} together, more than the budget "
-            f"of {format_bytes(budget)}: {each}"
-        )
+    if (problem := too_much(sizes, budget)) is not None:
+        raise ConfigError(problem)
+
+
+def too_much(sizes: Mapping[str, int], budget: int) -> str | None:
+    """What is wrong with keeping models of these sizes loaded all the time, if anything is."""
+    total = sum(sizes.values())
+    if total <= budget:
+        return None
+    each = ", ".join(f"{name} {format_bytes(size)}" for name, size in sizes.items())
+    return (
+        f"the models with pin or preload take {format_bytes(total)} together, more than the budget "
+        f"of {format_bytes(budget)}: {each}"
+    )
 
 
 def _size(entry: ModelEntry, headroom: float) -> int | None:

@@ -134,8 +134,16 @@ def test_no_model_is_here(base: Path) -> None:
 
 def test_a_budget_beyond_the_machine(base: Path) -> None:
     report = check(roster(base, "{a: {source: ./small}}", budget="1000TiB"))
-    assert report.exit_code == 0
-    assert shown(report)[-2] == "the budget is more than this machine can hold: loads may fail, or slow everything down"
+    assert report.exit_code == 1
+    assert shown(report)[-2].startswith("the server would not start: memory.budget: 1000 TiB is more than the ")
+
+
+def test_pins_and_preloads_over_the_budget(base: Path) -> None:
+    models = "{a: {source: ./small, pin: true}, b: {source: ./small, preload: true}}"
+    assert check(roster(base, models)).exit_code == 0
+    report = check(roster(base, models, budget="15KiB"))
+    assert report.exit_code == 1
+    assert any(line.startswith("the server would not start: the models with pin or preload") for line in shown(report))
 
 
 def test_a_bad_adapter_is_told_and_its_base_still_counted(base: Path) -> None:
@@ -177,6 +185,7 @@ def test_json(base: Path) -> None:
         "budget": 100 * KIB,
         "working_set": report.working_set,
         "together": ["a"],
+        "problems": [],
         "models": [
             {
                 "name": "a",
