@@ -53,8 +53,9 @@ def _expire_line(board: Board, line: Line) -> None:
     timeout = board.policy.load_timeout
     if line.search is not None:
         if line.search.progressed + timeout <= board.at:
-            line.record.failed(board.at)
-            board.refuse_all(line.model, _stalled(line.model, timeout))
+            stalled = _stalled(line.model, timeout)
+            line.record.failed(board.at, stalled.message)
+            board.refuse_all(line.model, stalled)
     elif _waits_for_room(board, line):
         for waiter in line.expired(board.at, board.policy.queue_timeout):
             waited = format_duration(round(board.at - waiter.since))
@@ -67,7 +68,7 @@ def _expire_line(board: Board, line: Line) -> None:
 def _expire_resident(board: Board, resident: Resident) -> None:
     if resident.state is State.LOADING:
         error = _stalled(resident.model, board.policy.load_timeout)
-        resident.record.failed(board.at)
+        resident.record.failed(board.at, error.message)
         board.refuse_all(resident.model, error)
         board.stop_load(resident, error.message)
     elif resident.state is State.DRAINING:

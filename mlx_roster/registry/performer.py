@@ -150,7 +150,7 @@ class Performer:
             case events.Refuse():
                 self._refuse(action)
             case events.Locate(model, job):
-                self._journal.say("locate", model, job=job)
+                self._journal.say("locate", model, logging.DEBUG, job=job)
                 entry = self._catalog.entry(model)
                 assert entry is not None, f"{model} is to be looked for, and in no catalog"
                 self._keep(self._searches.start(model, entry, job))

@@ -29,6 +29,7 @@ class Record:
     crashes: int = 0
     #: It is left alone until then.
     cools_until: float = 0.0
+    trouble: str = ""
     #: An operator's word; None: the entry's.
     pinned: bool | None = None
     story: deque[tuple[float, str]] = field(default_factory=lambda: deque(maxlen=16))
@@ -47,8 +48,9 @@ class Record:
             self.pinned = None
         self.version, self.sizing, self.entry_pinned = terms.version, terms.sizing, terms.pin
 
-    def failed(self, at: float) -> None:
+    def failed(self, at: float, why: str) -> None:
         """A load has failed: the next one has to wait, and will look at the files again."""
+        self.trouble = why
         self.failures += 1
         self.size = None
         self.cools_until = at + cooldown(self.failures)
@@ -56,6 +58,7 @@ class Record:
     def crashed(self, at: float, lived: float) -> None:
         """A worker was lost after `lived` seconds. Once may be chance: the next load need not wait."""
         self.crashes = self.crashes + 1 if lived < STEADY else 1
+        self.trouble = f"its worker has crashed {self.crashes} times in a row"
         self.cools_until = at + cooldown(self.crashes - 1)
 
     def loaded(self, took: float, size: int, sizing: object) -> None:

@@ -174,10 +174,10 @@ class Registry:
     def overview(self) -> Overview:
         """Everything there is to say of Residents, the queue and what was resident before."""
         board, at = self._state.board, self._now()
-        reload = None if self._reload is None else replace(self._reload[1], seconds_ago=at - self._reload[0])
+        reload = None if self._reload is None else replace(self._reload[1], seconds_ago=round(at - self._reload[0], 3))
         return Overview(
             version=__version__,
-            uptime_seconds=at - self._started,
+            uptime_seconds=round(at - self._started, 3),
             memory=status.memory(board),
             queued=len(board.queue),
             preload=self.preloads,

@@ -132,14 +132,8 @@ class Residency:
                 return error
             if record.cools_until > event.at and not event.exempt:
                 left = record.cools_until - event.at
-                tried = (
-                    f"the last load of {record.model} failed" if record.failures else f"{record.model} keeps crashing"
-                )
-                return LoadCooldown(
-                    f"{tried}; it is tried again in {left:.0f} s",
-                    param="model",
-                    retry_after=left,
-                )
+                said = f"{record.model} is not loaded for another {left:.0f} s: {record.trouble}"
+                return LoadCooldown(said, param="model", retry_after=left)
         # Who finds the model ready waits only if it has no place left.
         full = resident is None or resident.state is not State.READY or len(resident.leases) >= terms.max_concurrency
         return self._queue_full(event.model, terms) if full and not event.exempt else None
@@ -198,7 +192,7 @@ class Residency:
             line.record.size = line.record.estimate = event.estimate
             self._found = line
         else:
-            line.record.failed(event.at)
+            line.record.failed(event.at, event.error.message)
             line.record.note(event.at, f"not to be had: {event.error}")
             self.board.refuse_all(line.model, event.error)
 
@@ -208,7 +202,7 @@ class Residency:
             return  # it was cancelled at the same moment; Unloaded follows
         took = event.at - resident.started
         resident.measured, resident.growth, resident.spare = event.measured, event.growth, 0
-        board.move(resident, State.READY, f"loaded in {took:.1f} s, {format_bytes(event.measured)} measured")
+        board.move(resident, State.READY, f"loaded in {took:.2f} s, {format_bytes(event.measured)} measured")
         resident.settled = resident.size
         resident.record.loaded(took, resident.size, resident.sizing)
         resident.loaded = resident.progressed = resident.idle_since = event.at
@@ -234,7 +228,7 @@ class Residency:
                 for candidate in idle:
                     board.retire(board.ledger[candidate.serial], f"evicted: {resident.model} ran out of memory")
                 return
-            resident.record.failed(event.at)
+            resident.record.failed(event.at, event.error.message)
             board.refuse_all(resident.model, event.error)
         board.gone(resident, f"load failed: {event.error}")
 

@@ -43,12 +43,14 @@ def model_status(board: Board, model: str, at: float, progress: Progress) -> Mod
         leases=sum(len(one.leases) for one in board.ledger if one.model == model),
         queued=board.queue.waiting(model),
         bytes=_bytes(board, model, resident),
-        expires_in=expires,
-        cooldown=cooldown or None,
+        expires_in=None if expires is None else round(expires, 3),
+        cooldown=round(cooldown, 3) or None,
         failures=max(record.failures, record.crashes) if record is not None else 0,
-        load_seconds=record.load_time if record is not None else None,
+        load_seconds=round(record.load_time, 3) if record is not None and record.load_time is not None else None,
         progress=progress.get(model),
-        events=tuple(Happening(max(0.0, at - when), what) for when, what in record.story) if record is not None else (),
+        events=tuple(Happening(round(max(0.0, at - when), 3), what) for when, what in record.story)
+        if record is not None
+        else (),
     )
 
 

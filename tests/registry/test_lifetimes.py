@@ -153,17 +153,19 @@ def test_files_that_are_not_to_be_had_cool_down_too() -> None:
     d.ask("far")
     d.not_located("far")
     ticket, _ = d.ask("far")
-    assert str(d.errors[ticket]) == "the last load of far failed; it is tried again in 9 s"
+    assert str(d.errors[ticket]) == "far is not loaded for another 9 s: far is not there"
 
 
 def test_one_crash_costs_no_wait_and_a_crash_loop_cools_down() -> None:
     d = Driver(budget=10)
-    for cooldown in (0, 10, 20):
+    for count, cooldown in enumerate((0, 10, 20), 1):
         d.ready("atlas")
         d.died("atlas")
         if cooldown:
             ticket, _ = d.ask("atlas")
-            assert str(d.errors[ticket]) == f"atlas keeps crashing; it is tried again in {cooldown - 1} s"
+            assert str(d.errors[ticket]) == (
+                f"atlas is not loaded for another {cooldown - 1} s: its worker has crashed {count} times in a row"
+            )
             d.elapse(cooldown)
 
 

@@ -404,9 +404,8 @@ def test_every_decision_is_a_line_with_its_reason_and_the_bytes_behind_it(caplog
     with caplog.at_level(logging.INFO, "mlx_roster.registry.journal"):
         run(test())
     lines = [line for line in caplog.messages if "scribe" in line or line.startswith("evict")]
-    assert lines[:5] == [
+    assert lines[:4] == [
         'queue model=scribe ticket=2 why="its files are looked for" queued=1',
-        "locate model=scribe job=2",
         "located model=scribe job=2 bytes=7 kv=0 bank=0",
         'queue model=scribe ticket=2 why="in the way: atlas (ready, 1 running)" queued=1',
         'evict model=atlas serial=1 why="evicted for scribe, which needs 7 B" bytes=6 held=6 committed=7 budget=10',
@@ -468,7 +467,7 @@ def test_the_overview_says_how_the_last_reload_went_and_what_became_of_models() 
             assert [event.what for event in atlas.events] == [
                 "admitted with 1 B",
                 "load started",
-                "ready: loaded in 0.0 s, 1 B measured",
+                "ready: loaded in 0.00 s, 1 B measured",
             ]
             assert heard[-1].kind == "reload"
             assert all(change.status is None for change in heard)

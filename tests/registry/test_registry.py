@@ -251,7 +251,7 @@ def test_load_errors_reach_every_waiter_and_the_next_request_tries_again() -> No
                     return error.message
 
             assert await asyncio.gather(one(), one()) == ["atlas is broken"] * 2
-            assert await one() == "the last load of atlas failed; it is tried again in 10 s"
+            assert await one() == "atlas is not loaded for another 10 s: atlas is broken"
             clock.at += 10
             assert await one() == "Hello there!"
 

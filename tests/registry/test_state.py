@@ -355,5 +355,5 @@ def test_an_illegal_move_tells_the_story() -> None:
     d = Driver(budget=10)
     d.idle("atlas")
     resident = d.state.board.ledger[d.serials["atlas"]]
-    with pytest.raises(InvalidTransition, match=r"ready: loaded in 1\.0 s, 1 B measured"):
+    with pytest.raises(InvalidTransition, match=r"ready: loaded in 1\.00 s, 1 B measured"):
         resident.move(State.LOADING, 9.0, "a bug")
