@@ -79,7 +79,7 @@ class Act:
         exchange = Exchange.of(scope)
         flags = await read_flags(scope, receive, self._flags)
         name = scope["path_params"]["id"]
-        exchange.model = self._registry.resolve(name).model
+        exchange.model = self._registry.model_status(name).id
         client = cancel_on_disconnect(receive)
         try:
             async with client:

@@ -202,3 +202,16 @@ def test_keep_alive_zero_unloads_after_the_answer(server: Running, client: httpx
     client.post("/v1/completions", json={**TEXT, "keep_alive": "90s"}).raise_for_status()
     server.until(lambda: server.registry.model_status("atlas").leases == 0)
     assert 0 < (server.registry.model_status("atlas").expires_in or 0) <= 90
+
+
+def test_a_model_that_was_removed_and_still_drains_can_be_cut(server: Running, client: httpx2.Client) -> None:
+    with streaming(server) as sock:
+        gone = server.roster.model_copy(update={"models": {"org/scribe": server.roster.models["org/scribe"]}})
+
+        async def reconfigure() -> None:
+            server.registry.reconfigure(gone, 10)
+
+        server.call(reconfigure())
+        assert client.get("/v1/models/atlas").status_code == 404
+        assert act(client, "atlas/unload", 202, force=True)["state"] == "draining"
+        assert b'"code":"draining"' in read_until(sock, b"}")
