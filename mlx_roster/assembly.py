@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from pathlib import Path
+from typing import Self
 
 import uvicorn
 import uvloop
@@ -79,6 +81,25 @@ class _Server(uvicorn.Server):
             await asyncio.wait(left, timeout=FAREWELL)
 
 
+class Terminal:
+    """The terminal that the server was started from, whose closing is to end it."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    @classmethod
+    def of_this_process(cls) -> Self | None:
+        """None without one, and for a process that is to outlive it (nohup)."""
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+            return None
+        descriptor = next((number for number in (0, 1, 2) if os.isatty(number)), None)
+        return None if descriptor is None else cls(descriptor)
+
+    @property
+    def closed(self) -> bool:
+        return not os.isatty(self._descriptor)
+
+
 class _Configured:
     """A registry and the locator beside it, which a reload configures together."""
 
@@ -107,15 +128,23 @@ def run(source: RosterSource, display: Display, *, watch: bool = False) -> None:
 
     Raises ConfigError where it cannot be served or the address cannot be bound.
     """
+    terminal = Terminal.of_this_process()
+    # The default would end a server that is still starting, or already stopping.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     # Before it is read: what changes from here on is a change.
     known = Identity.of(source.path) if watch and source.path is not None else None
     roster = source.read()
     with _listen(roster.server.host, roster.server.port) as sock:
-        uvloop.run(_serve(roster, source, sock, display, known))
+        uvloop.run(_serve(roster, source, sock, display, known, terminal))
 
 
 async def _serve(
-    roster: Roster, source: RosterSource, sock: socket.socket, display: Display, watched: Identity | None
+    roster: Roster,
+    source: RosterSource,
+    sock: socket.socket,
+    display: Display,
+    watched: Identity | None,
+    terminal: Terminal | None,
 ) -> None:
     async with Spawner(keep_spare=roster.memory.spare_worker) as spawner:
         device = await _device(spawner)
@@ -125,7 +154,7 @@ async def _serve(
         async with (
             Registry(roster, spawner, locator, budget) as registry,
             Reloader(_Configured(registry, locator), reading.again) as reloader,
-            _reloading(source.path, reloader, watched),
+            _reloading(source.path, reloader, watched, terminal),
         ):
             server = _Server(create_app(registry, reloader.reload), registry)
             logger.info("%s (%s), budget %s", device.name, device.backend, format_bytes(budget))
@@ -139,8 +168,13 @@ async def _serve(
 
 
 @contextlib.asynccontextmanager
-async def _reloading(path: Path | None, reloader: Reloader, watched: Identity | None) -> AsyncIterator[None]:
-    """As long as the block runs, SIGHUP reloads, and so does a change of the file at `path` from what was `watched`."""
+async def _reloading(
+    path: Path | None, reloader: Reloader, watched: Identity | None, terminal: Terminal | None
+) -> AsyncIterator[None]:
+    """As long as the block runs, SIGHUP reloads, and so does a change of the file at `path` from what was `watched`.
+
+    SIGHUP because the `terminal` was closed ends the server.
+    """
     loop, tasks = asyncio.get_running_loop(), set[asyncio.Task[object]]()
 
     def start(work: Coroutine[None, None, object]) -> None:
@@ -153,13 +187,20 @@ async def _reloading(path: Path | None, reloader: Reloader, watched: Identity | 
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("a reload failed", exc_info=error)
 
-    loop.add_signal_handler(signal.SIGHUP, lambda: start(reloader.reload("SIGHUP")))
+    def hang_up() -> None:
+        if terminal is not None and terminal.closed:
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            start(reloader.reload("SIGHUP"))
+
+    loop.add_signal_handler(signal.SIGHUP, hang_up)
     if path is not None and watched is not None:
         start(_follow(path, watched, reloader))
     try:
         yield
     finally:
         loop.remove_signal_handler(signal.SIGHUP)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         for task in tasks:
             task.cancel()
 

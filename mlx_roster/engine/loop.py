@@ -240,7 +240,8 @@ class Engine:
             self._recover(error)
             return []
         self._failed = False
-        if self._memory.watch():
+        # A step that only takes in prompts says nothing: so that it is known to go on, now and then it does.
+        if self._memory.watch() or (not tokens and self._memory.silent):
             self._output.report(self.measured())
         return tokens
 

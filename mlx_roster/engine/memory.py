@@ -26,6 +26,9 @@ PART = 32
 #: The least time between two reports while sequences run, in seconds.
 PAUSE = 0.25
 
+#: Seconds without a report after which nobody can tell whether an engine that takes in prompts gets any further.
+SILENCE = 1.0
+
 #: Buffers kept for reuse may take a quarter of what is in use, but at least this: they are no part of any estimate.
 LEAST_CACHE = 128 * 2**20
 
@@ -76,6 +79,11 @@ class Memory:
             return True
         changed = abs(active - self._told) > max(LEAST_CHANGE, self.share // PART)
         return changed and time.monotonic() - self._when >= PAUSE
+
+    @property
+    def silent(self) -> bool:
+        """Whether nothing has been reported for a while."""
+        return time.monotonic() - self._when >= SILENCE
 
     def take(self, share: int) -> bool:
         """This is the share from now on. Returns whether a report is due: where it is exceeded, or less than what was

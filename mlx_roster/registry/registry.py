@@ -167,6 +167,13 @@ class Registry:
         """The loads that are going on: model → (bytes loaded, bytes in all)."""
         return self._performer.loads()
 
+    def words(self, ref: Ref) -> str:
+        """What a request for `ref` is waiting for, in two words: `loading 43%`."""
+        done, total = self._performer.progress().get(ref.model, (0, 0))
+        state = status.state_of(self._state.board, ref.model, self._now())
+        doing = {"locating": "downloading", "ready": "working"}.get(state, state)
+        return f"{doing} {100 * done // total}%" if total and state in ("locating", "loading") else doing
+
     def model_status(self, name: str) -> ModelStatus:
         """One model, by id or alias; an adapter's name means its base. Raises ModelNotFound or AdapterNotFound."""
         return self._status(self._model(name))

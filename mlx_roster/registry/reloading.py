@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from collections.abc import Callable
 from typing import Protocol, Self
@@ -75,6 +76,9 @@ class Reloader:
         return reload
 
     async def _reloaded(self) -> Reload:
+        # Of thousands of models come objects without end, and no collection lets go of the interpreter: the streams of
+        # the models that are loaded would stand still for it.
+        gc.disable()
         try:
             revision, budget, notes = await asyncio.to_thread(self._prepared)
         except ConfigError as error:
@@ -83,7 +87,10 @@ class Reloader:
             # The thread's boundary: a bug there must not go unheard, since nobody may be waiting for the answer.
             logger.exception("the roster was not reloaded, everything stays as it was")
             return Reload(0.0, ok=False, error="the roster could not be read; the server's log has more")
+        finally:
+            gc.enable()
         self._registry.apply(revision, budget)
+        gc.freeze()  # it is there to stay
         for note in notes:
             logger.warning("%s", note)
         return Reload(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import NoReturn
+from collections.abc import Collection
+from typing import Any, NoReturn, Protocol
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -21,21 +22,32 @@ from mlx_roster.server.monitoring import Health, Ready, Scrape
 from mlx_roster.server.openai.chat import chat_completions
 from mlx_roster.server.openai.completions import text_completions
 from mlx_roster.server.openai.models import Model, Models
+from mlx_roster.server.openai.waiting import PULSE
+
+#: How long the end of a response that has no end of its own waits for a client that does not read, in seconds.
+FAREWELL = 1.0
+
+
+class Connection(Protocol):
+    """One of uvicorn's. `scope` is that of its latest request, or None."""
+
+    scope: Any
+    transport: asyncio.Transport
 
 
 class Application:
     """The ASGI application, and how it is told that the server shuts down."""
 
-    def __init__(self, registry: Registry, reload: ReloadRoster) -> None:
+    def __init__(self, registry: Registry, reload: ReloadRoster, pulse: float) -> None:
         self._closing = asyncio.Event()
         metrics = Metrics(registry.overview)
         registry.listen(metrics.heard)
-        chat = chat_completions(registry)
+        chat = chat_completions(registry, pulse)
         app = Starlette(
             routes=[
                 Route("/v1/chat/completions", chat, methods=["POST"]),
                 Route("/chat/completions", chat, methods=["POST"]),
-                Route("/v1/completions", text_completions(registry), methods=["POST"]),
+                Route("/v1/completions", text_completions(registry, pulse), methods=["POST"]),
                 Route("/v1/models", Models(registry), methods=["GET"]),
                 Route("/v1/models/{id:path}", Model(registry), methods=["GET"]),
                 Route("/health", Health(registry), methods=["GET"]),
@@ -52,20 +64,30 @@ class Application:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._app(scope, receive, send)
 
-    def close(self) -> None:
+    def close(self, connections: Collection[Connection] = ()) -> None:
         """End the responses that have no end of their own: a shutdown would wait for them as for any other.
 
-        Called on the event loop.
+        Those of the server's `connections` that are not through with it soon are cut. Called on the event loop.
         """
         self._closing.set()
+        asyncio.get_running_loop().call_later(FAREWELL, _cut, connections)
 
 
-def create_app(registry: Registry, reload: ReloadRoster) -> Application:
+def create_app(registry: Registry, reload: ReloadRoster, *, pulse: float = PULSE) -> Application:
     """The application. The registry is open before the first request and outlives the last one.
 
-    `reload` reads the roster anew and applies it to the registry: what `POST /admin/reload` does.
+    `reload` reads the roster anew and applies it to the registry: what `POST /admin/reload` does. A stream that says
+    nothing for `pulse` seconds says that it is still there.
     """
-    return Application(registry, reload)
+    return Application(registry, reload, pulse)
+
+
+def _cut(connections: Collection[Connection]) -> None:
+    # To give up in the endpoint is not enough: a transport that is closed still waits until all it has is read.
+    for connection in list(connections):
+        exchange = Exchange.find(connection.scope or {})
+        if exchange is not None and exchange.endless:
+            connection.transport.abort()
 
 
 async def _unrouted(request: Request, error: Exception) -> NoReturn:

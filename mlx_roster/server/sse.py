@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from starlette.types import Send
 
 DONE = b"data: [DONE]\n\n"
@@ -14,8 +16,13 @@ _HEADERS = [
 ]
 
 
-#: Says nothing, and keeps proxies and clients from taking a silent connection for a dead one.
-COMMENT = b": still here\n\n"
+def comment(words: str) -> bytes:
+    """What clients skip. It keeps them, and proxies, from taking a silent connection for a dead one."""
+    return b": " + words.encode() + b"\n\n"
+
+
+#: Where there is nothing in particular to say.
+COMMENT = comment("still here")
 
 
 def event(payload: bytes, name: bytes | None = None) -> bytes:
@@ -31,15 +38,20 @@ class EventStream:
     def __init__(self, send: Send) -> None:
         self._send = send
         self._started = False
+        #: When something was written last, on the event loop's clock, and whether that was the end.
+        self.written = 0.0
+        self.ended = False
 
     async def write(self, events: bytes) -> None:
         """Put one or more whole events on the wire, now."""
         await self._start()
+        self.written = asyncio.get_running_loop().time()
         await self._send({"type": "http.response.body", "body": events, "more_body": True})
 
     async def end(self, events: bytes = b"") -> None:
         """The last events, and the end of the response."""
         await self._start()
+        self.ended = True
         await self._send({"type": "http.response.body", "body": events, "more_body": False})
 
     async def _start(self) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import socket
 import sys
+import time
 from collections import deque
 from collections.abc import Mapping
 from typing import cast
@@ -32,8 +33,8 @@ class ProcessWorker(asyncio.Protocol):
     """
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
-        loop = self._loop = asyncio.get_running_loop()
-        self.progressed = loop.time()
+        loop = asyncio.get_running_loop()
+        self.progressed = time.monotonic()
         self.measured = Measured(active=0)
         self._process = process
         self._transport: asyncio.Transport | None = None
@@ -117,7 +118,7 @@ class ProcessWorker(asyncio.Protocol):
             await self._ready
             if self._lost.is_set():
                 raise self._crash()
-            self.progressed = self._loop.time()
+            self.progressed = time.monotonic()
         except BaseException:
             # Also a cancelled load: killing the process is what ends it at once and gives its memory back.
             await self.kill()
@@ -198,7 +199,7 @@ class ProcessWorker(asyncio.Protocol):
         match event:
             case wire.Step(deltas):
                 self.worked.set()
-                self.progressed = self._loop.time()
+                self.progressed = time.monotonic()
                 for delta in deltas:
                     stream = self._streams.get(delta.sequence)
                     if stream is not None:
@@ -206,12 +207,13 @@ class ProcessWorker(asyncio.Protocol):
                         if delta.finish is not None:
                             del self._streams[delta.sequence]
             case wire.Rejected(sequence, code, message, param):
-                self.progressed = self._loop.time()
+                self.progressed = time.monotonic()
                 stream = self._streams.pop(sequence, None)
                 if stream is not None:
                     stream.fail(_BY_CODE.get(code, InternalError)(message, param=param))
             case wire.Report(measured):
                 self.worked.set()
+                self.progressed = time.monotonic()
                 self.measured = measured
                 if self._serving and self._owner is not None:
                     self._owner.on_report(measured)

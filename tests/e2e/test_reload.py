@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import pty
 import re
 import signal
 import subprocess
 import sys
+import termios
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +22,7 @@ import psutil
 import pytest
 
 from mlx_roster.demo import directory
-from tests.serving import PATIENCE, Server, serving
+from tests.serving import PATIENCE, Server, demo_roster, serving
 from tests.toys import babbler
 
 DEMO = directory()
@@ -273,3 +276,62 @@ def test_more_pins_than_fit_end_the_start(tmp_path: Path) -> None:
     assert re.search(
         r"pin or preload take .* more than the budget of 1 MiB: atlas .*B, scribe .*B$", ended.stderr, re.M
     )
+
+
+@contextmanager
+def in_a_terminal(*arguments: str) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
+    """`mlx-roster ARGUMENTS` as a shell starts it in a terminal: the terminal's other end, and the process."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mlx_roster", *arguments],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(theirs)
+    try:
+        shown = b""
+        while b"Ready at" not in shown:
+            shown += os.read(ours, 4096)
+        yield ours, process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_closing_the_terminal_ends_the_server(tmp_path: Path) -> None:
+    with in_a_terminal("serve", str(demo_roster(tmp_path)), "--port", "0") as (terminal, process):
+        os.close(terminal)
+        assert process.wait(PATIENCE) == 0
+
+
+def test_sighup_from_elsewhere_reloads_a_server_in_a_terminal(tmp_path: Path) -> None:
+    with in_a_terminal("serve", str(demo_roster(tmp_path)), "--port", "0") as (terminal, process):
+        process.send_signal(signal.SIGHUP)
+        shown = b""
+        while b"SIGHUP" not in shown:  # the line that says who wants a reload
+            shown += os.read(terminal, 4096)
+        assert process.poll() is None
+        os.close(terminal)
+        process.wait(PATIENCE)
+
+
+def test_sighup_during_the_start_does_no_harm(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mlx_roster", "serve", str(demo_roster(tmp_path)), "--port", "0"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    with process.stderr:
+        status = Path(f"/proc/{process.pid}/status")
+        hangup = 1 << (signal.SIGHUP - 1)
+        if sys.platform == "linux":
+            # As soon as it is not fatal any more: well before it serves.
+            while not int(re.findall(r"SigIgn:\s*(\w+)", status.read_text())[0], 16) & hangup:
+                assert process.poll() is None
+            process.send_signal(signal.SIGHUP)
+        url = next(found[1] for line in process.stderr if (found := re.search(r"ready at (\S+)", line)))
+        assert httpx.get(f"{url}/models", timeout=PATIENCE).status_code == 200
+        process.send_signal(signal.SIGTERM)
+        process.stderr.read()
+        assert process.wait(PATIENCE) == 0

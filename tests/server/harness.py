@@ -20,6 +20,7 @@ from mlx_roster.errors import tree
 from mlx_roster.registry import Registry
 from mlx_roster.registry.overview import Reload
 from mlx_roster.server.app import Application, create_app
+from mlx_roster.server.openai.waiting import PULSE
 from mlx_roster.testing import FakeSources, FakeWorkers, hello
 
 T = TypeVar("T")
@@ -67,15 +68,16 @@ class _Server(uvicorn.Server):
         self._app = app
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._app.close()
+        self._app.close(self.server_state.connections)
         await super().shutdown(sockets)
 
 
 class Running:
     """The server, from a test's thread. `workers.history` and `generations` say what reached the workers."""
 
-    def __init__(self, roster: Roster, budget: int, grace: int) -> None:
+    def __init__(self, roster: Roster, budget: int, grace: int, pulse: float = PULSE) -> None:
         self.roster = roster
+        self._pulse = pulse
         self.generations: list[Generation] = []
         self.pieces: Callable[[Generation], Sequence[str]] = hello
         #: How the next reload goes, and who asked for the last ones.
@@ -101,7 +103,7 @@ class Running:
     async def _serve(self) -> None:
         self.loop = asyncio.get_running_loop()
         async with Registry(self.roster, self.workers, FakeSources(), self._budget) as self.registry:
-            self.uvicorn = _Server(create_app(self.registry, self._reload), self._grace)
+            self.uvicorn = _Server(create_app(self.registry, self._reload, pulse=self._pulse), self._grace)
             self._ready.set()
             await self.uvicorn.serve(sockets=[self._socket])
             self.registry.validate()
@@ -158,9 +160,9 @@ class Running:
 
 
 @contextmanager
-def running(budget: int = 10, grace: int = TIMEOUT, **changes: Any) -> Iterator[Running]:
+def running(budget: int = 10, grace: int = TIMEOUT, pulse: float = PULSE, **changes: Any) -> Iterator[Running]:
     """A server over `ROSTER`, with `changes` to it. Every model takes one byte of the budget."""
-    server = Running(Roster.model_validate({**ROSTER, **changes}), budget, grace)
+    server = Running(Roster.model_validate({**ROSTER, **changes}), budget, grace, pulse)
     server.start()
     try:
         yield server

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -192,8 +193,7 @@ def test_cut_ends_every_stream_and_the_worker_can_be_stopped_at_once(model: Mode
 
 def test_progress_is_what_comes_for_a_sequence(model: ModelSource) -> None:
     async def test() -> None:
-        loop = asyncio.get_running_loop()
-        begun = loop.time()
+        begun = time.monotonic()
         async with loaded(model) as worker:
             seen = [begun, worker.progressed]
             stream = worker.submit(say("What is", 3))
@@ -204,6 +204,28 @@ def test_progress_is_what_comes_for_a_sequence(model: ModelSource) -> None:
             seen.append(worker.progressed)
             assert seen == sorted(seen)
             assert len(set(seen)) >= 4
+
+    run(test())
+
+
+def test_taking_in_a_long_prompt_is_progress(tmp_path: Path) -> None:
+    async def test() -> None:
+        # Slow enough for its prompts to take several seconds, in many steps without a token.
+        large = babbler(tmp_path / "large", hidden=512, layers=4)
+        source = ModelSource(name="large", path=str(large), memory=2**33)
+        ear = Ear()
+        async with Spawner(keep_spare=False) as spawner:
+            worker = await spawner.load(source, ear)
+            stream = worker.submit(Generation(Tokens([7] * 12_000), max_tokens=1))
+            begun = worker.progressed
+            reports = 0
+            async with asyncio.timeout(60):
+                while worker.progressed == begun:
+                    await ear.report()
+                    reports += 1
+            assert reports
+            assert not stream.waiting()
+            await worker.stop()
 
     run(test())
 

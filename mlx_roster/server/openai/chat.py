@@ -6,6 +6,7 @@ from mlx_roster.registry import Registry
 from mlx_roster.server.openai.inference import Inference
 from mlx_roster.server.openai.schema import ChatRequest
 from mlx_roster.server.openai.shapes import Form
+from mlx_roster.server.openai.waiting import PULSE
 
 CHAT = Form(
     id_prefix="chatcmpl-",
@@ -18,6 +19,6 @@ CHAT = Form(
 )
 
 
-def chat_completions(registry: Registry) -> Inference[ChatRequest]:
+def chat_completions(registry: Registry, pulse: float = PULSE) -> Inference[ChatRequest]:
     """The endpoint."""
-    return Inference(registry, ChatRequest, CHAT)
+    return Inference(registry, ChatRequest, CHAT, pulse)

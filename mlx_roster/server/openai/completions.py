@@ -6,6 +6,7 @@ from mlx_roster.registry import Registry
 from mlx_roster.server.openai.inference import Inference
 from mlx_roster.server.openai.schema import TextRequest
 from mlx_roster.server.openai.shapes import Form
+from mlx_roster.server.openai.waiting import PULSE
 
 TEXT = Form(
     id_prefix="cmpl-",
@@ -17,6 +18,6 @@ TEXT = Form(
 )
 
 
-def text_completions(registry: Registry) -> Inference[TextRequest]:
+def text_completions(registry: Registry, pulse: float = PULSE) -> Inference[TextRequest]:
     """The endpoint."""
-    return Inference(registry, TextRequest, TEXT)
+    return Inference(registry, TextRequest, TEXT, pulse)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Generic, TypeVar
 
 from starlette.responses import Response
@@ -21,6 +21,7 @@ from mlx_roster.server.openai.fields import shown
 from mlx_roster.server.openai.parse import parse
 from mlx_roster.server.openai.schema import GenerationRequest
 from mlx_roster.server.openai.shapes import Answered, Chunks, Envelope, Form
+from mlx_roster.server.openai.waiting import PULSE, kept_alive
 from mlx_roster.server.sse import DONE, EventStream
 
 R = TypeVar("R", bound=GenerationRequest)
@@ -30,10 +31,11 @@ T = TypeVar("T")
 class Inference(Generic[R]):
     """A generating route, as an ASGI endpoint: the lease is held until uvicorn has the last byte."""
 
-    def __init__(self, registry: Registry, schema: type[R], form: Form) -> None:
+    def __init__(self, registry: Registry, schema: type[R], form: Form, pulse: float = PULSE) -> None:
         self._registry = registry
         self._schema = schema
         self._form = form
+        self._pulse = pulse
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange.of(scope)
@@ -47,14 +49,19 @@ class Inference(Generic[R]):
         exchange.model = ref.id
         generations = request.generations(self._registry.defaults(ref))
         envelope = Envelope(self._form, ref.id)
-        client = cancel_on_disconnect(receive)
+        client, events = cancel_on_disconnect(receive), EventStream(send)
+        alive = kept_alive(events, exchange, lambda: self._registry.words(ref), self._pulse)
         try:
-            async with client, self._registry.lease(ref, request.keep_alive) as lease:
+            async with (
+                client,
+                alive if request.stream else nullcontext(),
+                self._registry.lease(ref, request.keep_alive) as lease,
+            ):
                 exchange.granted(lease)
                 with _submitted(lease, generations) as streams:
                     if request.stream:
                         exchange.streaming = True
-                        await _stream(streams, envelope, EventStream(send), include_usage=request.include_usage)
+                        await _stream(streams, envelope, events, include_usage=request.include_usage)
                     else:
                         answers = await _together([_collect(stream) for stream in streams])
                         response = Response(envelope.whole(answers), media_type="application/json")
