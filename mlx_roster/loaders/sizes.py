@@ -273,11 +273,6 @@ def _indexed(index: Path) -> set[str]:
     return names
 
 
-def tensor_bytes(file: Path) -> int:
-    """Bytes of the tensors in a safetensors file. Raises LoadFailed."""
-    return sum(map(_length, _tensors(file).values()))
-
-
 def _length(tensor: _Tensor) -> int:
     assert tensor.data_offsets is not None  # `_checked` has seen to that
     return tensor.data_offsets[1] - tensor.data_offsets[0]

@@ -63,7 +63,7 @@ class Preloads:
 
 @dataclass(frozen=True, slots=True)
 class Reload:
-    """How the latest reload went. `changes` names models: added, changed, removed. `notes`: what needs a restart."""
+    """How the latest reload went. The names are those of models. `notes`: what needs a restart."""
 
     seconds_ago: float
     ok: bool

@@ -18,16 +18,22 @@ from mlx_roster.errors import LoadFailed
 from mlx_roster.loaders.sizes import (
     Estimate,
     Weights,
+    _length,
+    _tensors,
     adapter_sides,
     bank_bytes,
     estimate,
     expert_count,
     read_config,
     shards,
-    tensor_bytes,
     weights,
     weights_bytes,
 )
+
+
+def tensor_bytes(file: Path) -> int:
+    """Of all tensors in a file."""
+    return sum(map(_length, _tensors(file).values()))
 
 
 def write(file: Path, header: object, payload: int = 0, *, length: int | None = None) -> Path:
