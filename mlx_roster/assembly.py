@@ -70,7 +70,7 @@ class _Server(uvicorn.Server):
         yield
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._app.close()
+        self._app.close(self.server_state.connections)
         # Who waits for a model would wait in vain: the grace is for answers that have begun.
         self._registry.stop_admitting()
         await super().shutdown(sockets)

@@ -59,7 +59,7 @@ class Metrics:
         """Count one change. Called on the event loop for every one."""
         fields, model = change.fields, change.model or ""
         match change.kind:
-            case "grant":
+            case "grant" if not fields.get("exempt", False):  # a preload or an operator's load is no request
                 self._waits.observe(fields["waited"])
             case "refuse":
                 self._refusals.labels(fields["code"]).inc()

@@ -190,3 +190,24 @@ def test_loads_refusals_and_waits() -> None:
             assert found["queue_wait_seconds_count",] == 2
 
     asyncio.run(main())
+
+
+def test_only_requests_wait_in_the_queue() -> None:
+    async def main() -> None:
+        heard: list[Change] = []
+        async with world(preload=True) as here:
+            here.registry.listen(heard.append)
+            async with here.registry.changes() as changes:
+                here.registry.start_preloads()
+                granted = 0
+                while granted < 3:
+                    change = await anext(aiter(changes))
+                    granted += isinstance(change, Change) and change.kind == "grant"
+            await here.registry.load("a")
+            assert [change.fields["exempt"] for change in heard if change.kind == "grant"] == [True] * 4
+            assert samples(here.metrics)["queue_wait_seconds_count",] == 0
+            await here.use("a")
+            assert "exempt" not in heard[-1].fields
+            assert samples(here.metrics)["queue_wait_seconds_count",] == 1
+
+    asyncio.run(main())

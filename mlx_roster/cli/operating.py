@@ -50,7 +50,7 @@ def unload(
 
 
 def pin(model: Model, url: Url = None, json: Json = False) -> None:
-    """Keep a model loaded, whatever else needs its room, until it is unpinned or the server ends."""
+    """Keep a model loaded, whatever else needs its room, until it is unpinned, its entry changes or the server ends."""
     _answer(url, json, lambda remote: remote.act(model, "pin"), _print_model)
 
 

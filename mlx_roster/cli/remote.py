@@ -15,9 +15,19 @@ from urllib.parse import quote
 
 import httpx2
 
-#: How long a server on this machine may take to accept a connection, in seconds. Its answers may take longer than that:
-#: a load or a drain takes as long as it takes.
+from mlx_roster.cli import shapes
+
+#: How long a server on this machine may take to accept a connection, in seconds.
 CONNECT_TIMEOUT = 5.0
+
+#: How long it may say nothing once it is asked, in seconds: it may have a large roster to read. A load and a drain take
+#: as long as they take.
+ANSWER_TIMEOUT = 30.0
+
+#: A host name that is none is a UnicodeError.
+_NO_ANSWER = (httpx2.RequestError, UnicodeError)
+
+_EVENTS = {"state": shapes.Overview, "change": shapes.Change}
 
 
 class Unreachable(Exception):
@@ -39,14 +49,18 @@ def default_url(environ: Mapping[str, str] = os.environ) -> str:
 
 
 class Remote:
-    """The admin API at `url`, which may end with the /v1 that clients are given. Use as a context manager."""
+    """The admin API at `url`, which may end with the /v1 that clients are given. Use as a context manager.
 
-    def __init__(self, url: str) -> None:
-        self._url = url.rstrip("/").removesuffix("/v1")
+    All its methods raise Refused, and Unreachable also where somebody else answers.
+    """
+
+    def __init__(self, url: str, patience: float = ANSWER_TIMEOUT) -> None:
+        self._url = (url if "://" in url else f"http://{url}").rstrip("/").removesuffix("/v1")
+        self._endless = httpx2.Timeout(None, connect=CONNECT_TIMEOUT)
         try:
             # Not through a proxy of the environment: this is for servers on this machine.
             self._client = httpx2.Client(
-                base_url=self._url, timeout=httpx2.Timeout(None, connect=CONNECT_TIMEOUT), trust_env=False
+                base_url=self._url, timeout=httpx2.Timeout(patience, connect=CONNECT_TIMEOUT), trust_env=False
             )
         except httpx2.InvalidURL as error:
             raise self._unreachable() from error
@@ -61,58 +75,80 @@ class Remote:
 
     def status(self) -> dict[str, Any]:
         """The Overview."""
-        return self._ask("GET", "/admin/status")
+        return self._ask("GET", "/admin/status", shapes.Overview)
 
     def act(self, model: str, verb: str, **flags: bool) -> dict[str, Any]:
         """Do something to a model: its ModelStatus afterwards."""
-        return self._ask("POST", f"/admin/models/{quote(model, safe='/:')}/{verb}", flags)
+        path = f"/admin/models/{quote(model, safe='/:')}/{verb}"
+        waits = verb == "load" or flags.get("wait", False)
+        timeout = self._endless if waits else self._client.timeout
+        return self._ask("POST", path, shapes.Model, json=flags or None, timeout=timeout)
 
     def reload(self) -> dict[str, Any]:
-        return self._ask("POST", "/admin/reload")
+        return self._ask("POST", "/admin/reload", shapes.Reload)
 
     def events(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """("state", Overview) first, then ("change", Change) as they happen, until the server ends it."""
         try:
-            with self._client.stream("GET", "/admin/events") as response:
+            with self._client.stream("GET", "/admin/events", timeout=self._endless) as response:
                 if not response.is_success:
-                    response.read()
-                    self._object(response)
-                yield from _events(response.iter_lines())
-        except (httpx2.TransportError, httpx2.UnsupportedProtocol) as error:
+                    raise self._refused(_decoded(response.read()))
+                if not response.headers.get("content-type", "").startswith("text/event-stream"):
+                    raise self._unreachable()
+                yield from self._events(response.iter_lines())
+        except _NO_ANSWER as error:
             raise self._unreachable() from error
 
-    def _ask(self, method: str, path: str, flags: Mapping[str, bool] | None = None) -> dict[str, Any]:
-        try:
-            return self._object(self._client.request(method, path, json=flags or None))
-        except (httpx2.TransportError, httpx2.UnsupportedProtocol) as error:
-            raise self._unreachable() from error
+    def _events(self, lines: Iterator[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+        begun = False
+        for name, text in _parsed(lines):
+            body = _decoded(text)
+            if name == "message":
+                raise self._refused(body)
+            shape = _EVENTS.get(name)
+            if shape is None or not shapes.fits(body, shape):
+                raise self._unreachable()
+            yield name, body
+            begun = True
+        if not begun:
+            raise self._unreachable()
 
-    def _object(self, response: httpx2.Response) -> dict[str, Any]:
-        """The JSON object that a mlx-roster answers with. Raises Refused, or Unreachable where it is somebody else."""
+    def _ask(self, method: str, path: str, shape: type[object], **options: Any) -> dict[str, Any]:
         try:
-            body = response.json()
-        except ValueError as error:
+            response = self._client.request(method, path, **options)
+        except _NO_ANSWER as error:
             raise self._unreachable() from error
-        if isinstance(body, dict) and response.is_success:
-            return body
-        if isinstance(body, dict) and isinstance(body.get("error"), dict) and "message" in body["error"]:
-            raise Refused(body)
-        raise self._unreachable()
+        body: dict[str, Any] = _decoded(response.content)
+        if not response.is_success:
+            raise self._refused(body)
+        if not shapes.fits(body, shape):
+            raise self._unreachable()
+        return body
+
+    def _refused(self, body: Any) -> Refused | Unreachable:
+        """What an answer that is no success comes to."""
+        return Refused(body) if shapes.fits(body, shapes.Error) else self._unreachable()
 
     def _unreachable(self) -> Unreachable:
         return Unreachable(f"no mlx-roster answers at {self._url}; is it running? --url says where")
 
 
-def _events(lines: Iterator[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _parsed(lines: Iterator[str]) -> Iterator[tuple[str, str]]:
+    """The name and the payload of each event."""
     name = "message"
     for line in lines:
         field, _, value = line.partition(": ")
         if field == "event":
             name = value
         elif field == "data" and value.startswith("{"):
-            body = json.loads(value)
-            if "error" in body and name == "message":
-                raise Refused(body)
-            yield name, body
+            yield name, value
         elif not line:
             name = "message"
+
+
+def _decoded(text: str | bytes) -> Any:
+    """JSON; None where it is not."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None

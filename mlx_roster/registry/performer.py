@@ -54,7 +54,7 @@ class Performer:
         # By serial, and by ticket.
         self._holdings: dict[int, Holding] = {}
         self._waiting: dict[int, asyncio.Future[Holding | None]] = {}
-        self._asked: dict[int, float] = {}
+        self._asked: dict[int, events.Acquire] = {}
         self._jobs: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
@@ -75,7 +75,7 @@ class Performer:
     def feed(self, event: events.Event) -> None:
         """Hand one event to the state and perform what comes out."""
         if isinstance(event, events.Acquire):
-            self._asked[event.ticket] = event.at
+            self._asked[event.ticket] = event
         elif isinstance(event, events.LoadFailed | events.Died | events.Unloaded):
             self._end(event)
         for action in self._state.handle(event):
@@ -178,16 +178,16 @@ class Performer:
 
     def _grant(self, action: events.Grant) -> None:
         ticket, holding = action.ticket, self._holdings.get(action.serial)
-        waited = self._now() - self._asked.get(ticket, self._now())
-        future = self._waiting[ticket]
+        asked, future = self._asked[ticket], self._waiting[ticket]
+        waited = self._now() - asked.at
         if not future.done():
             future.set_result(holding)
         resident = self._state.board.ledger.get(action.serial)
         if resident is not None:
             # Of a busy server's lines these would be most; who did not wait has a line in the access log.
             level = logging.INFO if waited > SHORTEST else logging.DEBUG
-            leases = len(resident.leases)
-            self._journal.say("grant", resident.model, level, ticket=ticket, waited=round(waited, 3), leases=leases)
+            fields = {"waited": round(waited, 3), "leases": len(resident.leases), "exempt": asked.exempt or None}
+            self._journal.say("grant", resident.model, level, ticket=ticket, **fields)
 
     def _refuse(self, action: events.Refuse) -> None:
         error = action.error

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping
 
+from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Mount, Route, Router
 from starlette.types import Receive, Scope, Send
 
+from mlx_roster.errors import ModelNotFound
 from mlx_roster.registry import Registry
 from mlx_roster.registry.overview import ModelStatus, Reload
 from mlx_roster.server.body import read_flags
@@ -38,7 +40,7 @@ def admin(registry: Registry, reload: ReloadRoster, closing: asyncio.Event) -> M
         Route("/events", Events(registry, closing), methods=["GET"]),
         Route("/reload", ReloadNow(registry, reload), methods=["POST"]),
         *(Route(f"/models/{{id:path}}/{verb}", deed, methods=["POST"]) for verb, deed in deeds.items()),
-        Route("/models/{id:path}", OneModel(registry), methods=["GET"]),
+        Route("/models/{id:path}", OneModel(registry, deeds), methods=["GET"]),
     ]
     return Mount("/admin", app=LocalOnly(Router(routes, redirect_slashes=False)))
 
@@ -57,11 +59,21 @@ class Status:
 class OneModel:
     """`GET /admin/models/{id}`: one model, by id or alias."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, verbs: Collection[str]) -> None:
         self._registry = registry
+        self._verbs = verbs
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await reply(self._registry.model_status(scope["path_params"]["id"]))(scope, receive, send)
+        name = scope["path_params"]["id"]
+        try:
+            status = self._registry.model_status(name)
+        except ModelNotFound as error:
+            _, slash, verb = name.rpartition("/")
+            if slash and verb in self._verbs:
+                # An id may end like this too, so the router lets it through.
+                raise HTTPException(405, headers={"Allow": "POST"}) from error
+            raise
+        await reply(status)(scope, receive, send)
 
 
 class Act:

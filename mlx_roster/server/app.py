@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, runtime_checkable
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -28,8 +28,9 @@ from mlx_roster.server.openai.waiting import PULSE
 FAREWELL = 1.0
 
 
+@runtime_checkable
 class Connection(Protocol):
-    """One of uvicorn's. `scope` is that of its latest request, or None."""
+    """One of uvicorn's over HTTP. `scope` is that of its latest request, or None."""
 
     scope: Any
     transport: asyncio.Transport
@@ -64,10 +65,11 @@ class Application:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._app(scope, receive, send)
 
-    def close(self, connections: Collection[Connection] = ()) -> None:
+    def close(self, connections: Collection[object] = ()) -> None:
         """End the responses that have no end of their own: a shutdown would wait for them as for any other.
 
-        Those of the server's `connections` that are not through with it soon are cut. Called on the event loop.
+        Of the server's `connections`, those that are still at such an end after a second are cut: their clients do not
+        read. Called on the event loop.
         """
         self._closing.set()
         asyncio.get_running_loop().call_later(FAREWELL, _cut, connections)
@@ -82,12 +84,13 @@ def create_app(registry: Registry, reload: ReloadRoster, *, pulse: float = PULSE
     return Application(registry, reload, pulse)
 
 
-def _cut(connections: Collection[Connection]) -> None:
+def _cut(connections: Collection[object]) -> None:
     # To give up in the endpoint is not enough: a transport that is closed still waits until all it has is read.
     for connection in list(connections):
-        exchange = Exchange.find(connection.scope or {})
-        if exchange is not None and exchange.endless:
-            connection.transport.abort()
+        if isinstance(connection, Connection):
+            exchange = Exchange.find(connection.scope or {})
+            if exchange is not None and exchange.endless:
+                connection.transport.abort()
 
 
 async def _unrouted(request: Request, error: Exception) -> NoReturn:

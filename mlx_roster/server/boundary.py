@@ -40,14 +40,22 @@ class Exchange:
     code: str | None = None
     #: From here on, errors are events.
     streaming: bool = False
+    #: The response goes on until the server shuts down.
+    endless: bool = False
     complete: bool = False
 
     @classmethod
     def of(cls, scope: Scope) -> Exchange:
         """The Exchange that `Boundary` put into the scope."""
-        exchange = scope[_KEY]
-        assert isinstance(exchange, cls)
+        exchange = cls.find(scope)
+        assert exchange is not None
         return exchange
+
+    @classmethod
+    def find(cls, scope: Scope) -> Exchange | None:
+        """The same, of a scope that has perhaps not come so far."""
+        exchange = scope.get(_KEY)
+        return exchange if isinstance(exchange, cls) else None
 
     def add_header(self, name: str, value: str) -> None:
         self.headers.append((name.encode("ascii"), value.encode("ascii")))

@@ -3,6 +3,9 @@
 A page cannot read a server on localhost, but it can post to it (a form asks nobody), and one whose name was made to
 point to 127.0.0.1 after it was loaded (DNS rebinding) can read it too. The first shows in the Origin header, the second
 in Host; a browser lets no page write either.
+
+A proxy on this machine makes everybody's requests look like its own, so what one has passed on is refused where it
+shows: in a header that says for whom, or in HTTP/1.0, which is what nginx speaks if nobody tells it otherwise.
 """
 
 from __future__ import annotations
@@ -17,6 +20,9 @@ from mlx_roster.errors import AdminRequired
 
 _HOST = re.compile(r"(?:\[(?P<six>[^\]]*)\]|(?P<name>[^:\[\]]*))(?::[0-9]*)?")
 
+#: What proxies add. No command line and no browser sends any of it.
+_PASSED_ON = frozenset({"forwarded", "x-real-ip", "via"})
+
 
 class LocalOnly:
     """Wraps an ASGI application. Raises AdminRequired for a request that is not this machine's own."""
@@ -26,17 +32,19 @@ class LocalOnly:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            _check(Headers(scope=scope))
+            _check(Headers(scope=scope), scope["http_version"])
         await self._app(scope, receive, send)
 
 
-def _check(headers: Headers) -> None:
+def _check(headers: Headers, version: str) -> None:
     hosts = [host.lower() for host in headers.getlist("host")]
     if len(hosts) != 1 or not is_loopback(hosts[0]):
         raise AdminRequired("admin routes answer only under a loopback name, such as localhost or 127.0.0.1")
     own = {f"http://{hosts[0]}", f"https://{hosts[0]}"}
     if not all(origin.lower() in own for origin in headers.getlist("origin")):
         raise AdminRequired("admin routes do not answer to web pages of another origin")
+    if version == "1.0" or any(name in _PASSED_ON or name.startswith("x-forwarded-") for name in headers):
+        raise AdminRequired("admin routes do not answer through a proxy")
 
 
 def is_loopback(host: str) -> bool:

@@ -37,7 +37,7 @@ class Events:
         client = cancel_on_disconnect(receive)
         try:
             async with client, self._registry.changes() as changes:
-                exchange.streaming = True
+                exchange.streaming = exchange.endless = True
                 events = EventStream(send)
                 await _first(self._relay(changes, events), self._beat(events), self._closing.wait())
                 await events.end()

@@ -5,10 +5,11 @@ from __future__ import annotations
 import http.server
 import json
 import signal
+import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -16,7 +17,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from mlx_roster.cli import app
-from mlx_roster.cli.remote import default_url
+from mlx_roster.cli.remote import Refused, Remote, Unreachable, default_url
 from mlx_roster.errors import LoadFailed
 from mlx_roster.registry.overview import Reload
 from tests.server.harness import Running, running
@@ -135,7 +136,17 @@ def test_events_as_json_until_interrupted(server: Running) -> None:
         assert process.wait() == 0
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "http://127.0.0.1:1/v1/", "nonsense", "ftp://x", "http://["])
+NOWHERE = [
+    "http://127.0.0.1:1",
+    "http://127.0.0.1:1/v1/",
+    "http://nonsense",
+    "ftp://x",
+    "http://[",
+    f"http://{'x' * 70}",
+]
+
+
+@pytest.mark.parametrize("url", NOWHERE)
 @pytest.mark.parametrize("command", [["ps"], ["events"], ["load", "x"]])
 def test_nobody_there(url: str, command: list[str]) -> None:
     done = run(url, *command)
@@ -143,15 +154,35 @@ def test_nobody_there(url: str, command: list[str]) -> None:
     assert done.stderr.startswith(f"no mlx-roster answers at {url.removesuffix('/v1/')}; is it running?")
 
 
+def test_the_scheme_may_be_left_out(server: Running) -> None:
+    assert said(f"127.0.0.1:{server.port}", "load", "atlas") == "atlas: ready, 1 B\n"
+    assert said(f"localhost:{server.port}/v1", "ps").splitlines()[-1] == "budget: 1 B of 10 B held, 1 B promised"
+    assert "at http://localhost:1; is it running?" in run("localhost:1", "ps").stderr
+
+
 class Somebody(http.server.BaseHTTPRequestHandler):
+    answer: tuple[int, dict[str, str], bytes]
+
+    def do_GET(self) -> None:
+        status, headers, body = self.answer
+        self.rfile.read(int(self.headers.get("content-length", "0")))
+        self.send_response(status)
+        for header in headers.items():
+            self.send_header(*header)
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_POST = do_GET  # noqa: N815
+
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name is the base class's
         pass
 
 
 @contextmanager
-def somebody_else() -> Iterator[str]:
-    """A web server that is not ours."""
-    with http.server.HTTPServer(("127.0.0.1", 0), Somebody) as server:
+def somebody_else(answer: tuple[int, dict[str, str], bytes]) -> Iterator[str]:
+    """A web server that is not ours, and has one answer to everything."""
+    says = type("Says", (Somebody,), {"answer": answer})
+    with http.server.HTTPServer(("127.0.0.1", 0), says) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:
@@ -161,12 +192,62 @@ def somebody_else() -> Iterator[str]:
             thread.join()
 
 
-@pytest.mark.parametrize("command", [["ps"], ["events"], ["load", "x"]])
-def test_somebody_else_there(command: list[str]) -> None:
-    with somebody_else() as url:
-        done = run(url, *command)
-    assert done.exit_code == 2
-    assert done.stderr.startswith(f"no mlx-roster answers at {url}")
+COMMANDS = [["ps"], ["ps", "--json"], ["events"], ["load", "x"], ["unload", "x"], ["pin", "x"], ["reload"]]
+
+#: What a server of somebody else may answer: status, headers, body.
+FOREIGN: dict[str, tuple[int, dict[str, str], bytes]] = {
+    "page": (200, {"content-type": "text/html"}, b"<html>"),
+    "object": (200, {}, b"{}"),
+    "list": (200, {}, b"[1]"),
+    "nearly a status": (200, {}, b'{"version": "1", "models": [{"id": "a", "state": 1}]}'),
+    "endless depth": (200, {}, b"[" * 100_000),
+    "no text": (200, {}, b"\xff\xfe\xfd"),
+    "not encoded so": (200, {"content-encoding": "gzip"}, b"{}"),
+    "elsewhere": (301, {"location": "/"}, b""),
+    "another error": (404, {}, b'{"error": {"message": "Not Found", "type": "NotFoundError", "code": 404}}'),
+    "flat error": (404, {}, b'{"error": "not found"}'),
+    "stream of nothing": (200, {"content-type": "text/event-stream"}, b""),
+    "stream of others": (200, {"content-type": "text/event-stream"}, b'event: change\ndata: {"a": 1}\n\n'),
+    "stream of odd states": (200, {"content-type": "text/event-stream"}, b'event: state\ndata: {"models": [\n\n'),
+    "stream of messages": (200, {"content-type": "text/event-stream"}, b'data: {"error": 1}\n\n'),
+}
+
+
+@pytest.mark.parametrize("answer", FOREIGN.values(), ids=FOREIGN.keys())
+def test_somebody_else_there(answer: tuple[int, dict[str, str], bytes]) -> None:
+    with somebody_else(answer) as url:
+        for command in COMMANDS:
+            done = run(url, *command)
+            assert (done.exit_code, done.stdout) == (2, ""), done.exception
+            assert done.stderr == f"no mlx-roster answers at {url}; is it running? --url says where\n"
+
+
+def test_who_accepts_and_never_answers_is_given_up_but_not_while_it_loads() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        with Remote(f"http://127.0.0.1:{listening.getsockname()[1]}", patience=0.05) as remote:
+            loading = threading.Thread(target=lambda: failures.append(refusal(lambda: remote.act("x", "load"))))
+            failures: list[str] = []
+            loading.start()
+            with listening.accept()[0] as sock:
+                assert sock.recv(65536).startswith(b"POST /admin/models/x/load ")
+                for ask in (remote.status, remote.reload, lambda: remote.act("x", "unload", wait=False)):
+                    with pytest.raises(Unreachable):
+                        ask()
+                assert failures == []
+                sock.sendall(b"HTTP/1.1 502 \r\nContent-Length: %d\r\n\r\n" % len(SAID_NO) + SAID_NO)
+                loading.join()
+        assert failures == ["x has no weights"]
+
+
+SAID_NO = b'{"error": {"message": "x has no weights", "type": "server_error", "param": null, "code": "load_failed"}}'
+
+
+def refusal(ask: Callable[[], object]) -> str:
+    try:
+        ask()
+    except (Refused, Unreachable) as error:
+        return str(error)
+    raise AssertionError
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,24 @@ def test_ids_with_a_slash(server: Running, client: httpx2.Client) -> None:
     assert client.get("/admin/models/org/scribe").json()["state"] == "ready"
 
 
+@pytest.mark.parametrize("verb", ["load", "unload", "pin", "unpin"])
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+def test_a_verb_has_to_be_posted(shared: httpx2.Client, method: str, verb: str) -> None:
+    for name in ("atlas", "org/scribe", "nobody"):
+        response = shared.request(method, f"/admin/models/{name}/{verb}")
+        told = assert_error(response, 405, "method_not_allowed")
+        assert told == f"{method} /admin/models/{name}/{verb} is not possible; the method may be POST"
+        assert response.headers["allow"] == "POST"
+    assert shared.head(f"/admin/models/atlas/{verb}").status_code == 405
+    assert_error(shared.get(f"/admin/models/{verb}"), 404, "model_not_found", "model")
+
+
+def test_an_id_may_end_like_a_verb() -> None:
+    with running(models={"heavy/load": {"source": "/fake/a"}}) as server, server.client() as client:
+        assert client.get("/admin/models/heavy/load").json()["id"] == "heavy/load"
+        assert act(client, "heavy/load/load")["state"] == "ready"
+
+
 def test_unload_drains(server: Running, client: httpx2.Client) -> None:
     with streaming(server) as sock:
         status = act(client, "atlas/unload", 202)

@@ -1,4 +1,4 @@
-"""Attacks on the admin routes from a browser on the same machine, one by one."""
+"""Attacks on the admin routes from a browser on the same machine, or through a proxy on it, one by one."""
 
 from __future__ import annotations
 
@@ -30,6 +30,33 @@ def test_a_page_in_a_browser_is_refused(
 ) -> None:
     assert_error(client.request(method, path, headers=headers), 403, "admin_required")
     assert server.workers.history == []
+
+
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+@pytest.mark.parametrize(
+    "header",
+    [
+        ("Forwarded", "for=203.0.113.7"),
+        ("X-Forwarded-For", "127.0.0.1"),
+        ("X-Forwarded-Host", "localhost"),
+        ("x-forwarded-proto", "http"),
+        ("X-Real-IP", ""),
+        ("Via", "1.1 proxy"),
+    ],
+)
+def test_what_a_proxy_passes_on_is_refused(
+    server: Running, client: httpx2.Client, method: str, path: str, header: tuple[str, str]
+) -> None:
+    told = assert_error(client.request(method, path, headers=dict([header])), 403, "admin_required")
+    assert told == "admin routes do not answer through a proxy"
+    assert server.workers.history == []
+    assert client.get("/v1/models", headers=dict([header])).status_code == 200
+
+
+def test_a_proxy_that_says_nothing_of_itself_speaks_an_old_language(server: Running) -> None:
+    with server.connect() as sock:
+        sock.sendall(b"GET /admin/status HTTP/1.0\r\nHost: 127.0.0.1:8080\r\nConnection: close\r\n\r\n")
+        assert b"do not answer through a proxy" in read_until(sock, b"}}")
 
 
 @pytest.mark.parametrize("name", ["localhost", "LocalHost", "127.0.0.1", "127.1.2.3", "[::1]"])

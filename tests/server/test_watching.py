@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import socket
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
@@ -18,7 +19,7 @@ from mlx_roster.registry.overview import Reload
 from mlx_roster.server.boundary import Boundary
 from mlx_roster.server.watching import Events
 from mlx_roster.testing import FakeSources, FakeWorkers
-from tests.server.harness import ROSTER, Running, running
+from tests.server.harness import ROSTER, TIMEOUT, Running, read_until, running
 
 
 def read(lines: Iterator[str]) -> tuple[str, dict[str, Any]]:
@@ -85,6 +86,24 @@ def test_the_stream_ends_with_the_server() -> None:
         server.uvicorn.should_exit = True
         # Not cut: the stream comes to its proper end.
         assert list(lines) == []
+
+
+def test_who_does_not_read_does_not_hold_up_the_end() -> None:
+    # The grace is longer than the harness waits for the server's end.
+    with socket.socket() as sock, running(grace=2 * TIMEOUT) as server:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.settimeout(TIMEOUT)
+        sock.connect(("127.0.0.1", server.port))
+        sock.sendall(b"GET /admin/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert b"event: state" in read_until(sock, b"event: state")
+        [connection] = server.uvicorn.server_state.connections
+
+        async def fill() -> None:
+            while not connection.flow.write_paused:  # type: ignore[union-attr]
+                server.registry.pin("atlas", pinned=True)
+                await asyncio.sleep(0)
+
+        server.call(fill())
 
 
 def test_a_listener_that_leaves_is_noticed(
