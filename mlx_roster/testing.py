@@ -168,7 +168,7 @@ class FakeSources:
     """A `registry.ports.Sources` in which every model is here and takes `sizes[name]` bytes, 1 by default.
 
     Of these, `banks[name]` are for its adapters, 0 by default. A name in `gates` is downloaded until its event is set;
-    `failures[name]` are errors that the next searches end with.
+    `failures[name]` are errors that the next searches end with. A name in `queued` waits for its turn to be downloaded.
     """
 
     def __init__(self, sizes: dict[str, int] | None = None, banks: dict[str, int] | None = None) -> None:
@@ -178,9 +178,13 @@ class FakeSources:
         self.gates: dict[str, asyncio.Event] = {}
         self.failures: dict[str, list[RosterError]] = {}
         self.downloads: dict[str, tuple[int, int]] = {}
+        self.queued: set[str] = set()
 
     def progress(self) -> dict[str, tuple[int, int]]:
         return self.downloads
+
+    def waiting(self) -> set[str]:
+        return self.queued
 
     async def locate(self, name: str, entry: ModelEntry) -> Located:
         self.located.append(name)

@@ -27,8 +27,11 @@ class Download:
     What has come of each file by then stays, and the next download goes on from there.
     """
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, turns: asyncio.Semaphore) -> None:
         self.request = request
+        #: It waits for one of `turns` until then.
+        self.begun = False
+        self._turns = turns
         #: Bytes here and bytes in all, once that is known.
         self.progress: tuple[int, int] | None = None
         #: The names of the models that wait.
@@ -57,6 +60,17 @@ class Download:
                 await asyncio.wait([self._job])
 
     async def _run(self) -> Path:
+        async with self._turns:
+            self.begun = True
+            end = await self._fetch()
+        if end is None:
+            raise LoadFailed("the process that fetched it ended before its time")
+        if "error" in end:
+            raise LoadFailed(end["error"])
+        return Path(end["folder"])
+
+    async def _fetch(self) -> dict[str, Any] | None:
+        """What a process of its own says in the end: `folder` or `error`; None where that died without either."""
         try:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -74,30 +88,48 @@ class Download:
         assert process.stdin is not None
         assert process.stderr is not None
         listener = asyncio.create_task(_listen(process.stderr))
+        level = logging.DEBUG
         try:
             process.stdin.write(json.dumps(self.request).encode() + b"\n")
-            return await self._answers(process)
+            end = await self._end(process)
+            level = logging.DEBUG if end else logging.WARNING
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            # Its input stays open up to here: the end of that would end it.
-            process.stdin.close()
-            with contextlib.suppress(OSError):
-                await process.stdin.wait_closed()
-            await process.wait()
-            if last_words := await listener:
-                logger.debug("downloading %s: %s", self.request["repo"], last_words)
+            await self._bury(process)
+            last_words = await listener
+            if last_words or level > logging.DEBUG:
+                status = process.returncode
+                logger.log(level, "downloading %s ended with %s: %s", self.request["repo"], status, last_words)
+        return end
 
-    async def _answers(self, process: asyncio.subprocess.Process) -> Path:
+    async def _end(self, process: asyncio.subprocess.Process) -> dict[str, Any] | None:
         assert process.stdout is not None
         async for line in process.stdout:
-            answer: dict[str, Any] = json.loads(line)
-            if "folder" in answer:
-                return Path(answer["folder"])
-            if "error" in answer:
-                raise LoadFailed(answer["error"])
-            self.progress = (answer["done"], answer["total"])
-        raise LoadFailed("the process that fetched it ended before its time")
+            answer = _answer(line)
+            if "folder" in answer or "error" in answer:
+                return answer
+            if "done" in answer:
+                self.progress = (answer["done"], answer["total"])
+        return None
+
+    @staticmethod
+    async def _bury(process: asyncio.subprocess.Process) -> None:
+        assert process.stdin is not None
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        # Its input stays open up to here: the end of that would end it.
+        process.stdin.close()
+        with contextlib.suppress(OSError):
+            await process.stdin.wait_closed()
+        await process.wait()
+
+
+def _answer(line: bytes) -> dict[str, Any]:
+    """Empty where it is not one of ours."""
+    try:
+        answer = json.loads(line)
+    except ValueError:
+        return {}
+    return answer if isinstance(answer, dict) else {}
 
 
 async def _listen(stream: asyncio.StreamReader) -> str:

@@ -11,19 +11,28 @@ places and under its own locks, and the client does the rest. No mlx, and little
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack, contextmanager
+from email.utils import mktime_tz, parsedate_tz
 from fnmatch import fnmatch
 from pathlib import Path
 from threading import Lock, Thread
-from typing import Any, TextIO, TypedDict, cast
+from typing import Any, TextIO, TypedDict, TypeVar, cast
 
-from huggingface_hub import (
+#: Where our lines go. What others print must not come between them, and some do so while they are imported.
+ANSWERS = 1
+if __name__ == "__main__":
+    ANSWERS = os.dup(1)
+    os.dup2(2, 1)
+
+from huggingface_hub import (  # noqa: E402
     HfApi,
     constants,
     get_hf_file_metadata,
@@ -31,28 +40,39 @@ from huggingface_hub import (
     hf_hub_url,
     snapshot_download,
 )
-from huggingface_hub.errors import (
+from huggingface_hub.errors import (  # noqa: E402
     GatedRepoError,
     HfHubHTTPError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.file_download import repo_folder_name
-from huggingface_hub.utils._fixes import WeakFileLock
-from huggingface_hub.utils._headers import build_hf_headers
-from huggingface_hub.utils._http import hf_raise_for_status
-from huggingface_hub.utils.tqdm import tqdm
+from huggingface_hub.file_download import repo_folder_name  # noqa: E402
+from huggingface_hub.utils._fixes import WeakFileLock  # noqa: E402
+from huggingface_hub.utils._headers import build_hf_headers  # noqa: E402
+from huggingface_hub.utils._http import hf_raise_for_status  # noqa: E402
+from huggingface_hub.utils.tqdm import tqdm  # noqa: E402
+
+T = TypeVar("T")
 
 #: Files that are fetched side by side.
 SIDE_BY_SIDE = 8
 
-#: How often a file is asked for again that brings nothing more, and the pause before the first time, which doubles.
+#: How often the Hub is asked again for what brings nothing more, and the pause before the first time, which doubles.
 RETRIES = 3
 PAUSE = 0.5
 
+#: The longest pause, in seconds, where the Hub says itself how long it wants to be left alone.
+LONGEST_PAUSE = 60.0
+
+#: Answers below 500 that a later try may well not get: too slow, and too often.
+PASSING = (408, 429)
+
 #: How long a connection may bring nothing, in seconds.
 SILENCE = 30.0
+
+#: While another process fetches a file, how far it is is looked at this often, in seconds.
+GLANCE = 0.5
 
 #: Progress is said this often, in seconds.
 TICK = 0.1
@@ -103,7 +123,7 @@ class Progress:
 def fetch(request: Request, say: Callable[[dict[str, object]], None]) -> Path:
     """Download what `request` names into the Hub's cache; its folder there. Raises what `reason` has words for."""
     repo, revision, globs = request["repo"], request["revision"], request["files"]
-    listing = HfApi().model_info(repo, revision=revision, files_metadata=True)
+    listing = _patiently(lambda: HfApi().model_info(repo, revision=revision, files_metadata=True))
     wanted = [file for file in listing.siblings or [] if any(fnmatch(file.rfilename, glob) for glob in globs)]
     total = sum(file.size or 0 for file in wanted)
     progress = Progress(total, say)
@@ -112,13 +132,14 @@ def fetch(request: Request, say: Callable[[dict[str, object]], None]) -> Path:
     pool = ThreadPoolExecutor(SIDE_BY_SIDE)
     for job in as_completed(pool.submit(_fetch, repo, listing.sha, name, progress) for name in large):
         job.result()  # raises: the others end with the process
-    return Path(snapshot_download(repo, revision=revision, allow_patterns=globs, tqdm_class=_bar(progress)))
+    bar = _bar(progress)
+    return Path(_patiently(lambda: snapshot_download(repo, revision=revision, allow_patterns=globs, tqdm_class=bar)))
 
 
 def _fetch(repo: str, commit: str | None, name: str, progress: Progress) -> None:
     """Fetch one file to where the Hub's client will find it, beginning with what is there."""
     url = hf_hub_url(repo, name, revision=commit)
-    metadata = get_hf_file_metadata(url)
+    metadata = _patiently(lambda: get_hf_file_metadata(url))
     etag, size = metadata.etag, metadata.size
     if size is None or etag is None or not re.fullmatch(r"\w[\w.-]*", etag):
         return  # the client may know what to make of it
@@ -129,13 +150,13 @@ def _fetch(repo: str, commit: str | None, name: str, progress: Progress) -> None
     blob, lock = cache / folder / "blobs" / etag, cache / ".locks" / folder / f"{etag}.lock"
     for place in (blob, lock):
         place.parent.mkdir(parents=True, exist_ok=True)
-    with WeakFileLock(lock):
+    with _alone(lock, blob, size, progress) as counted:
         if blob.exists():
-            progress.add(size)
+            progress.add(size - counted)
             return
         partial = blob.with_name(f"{etag}.incomplete")
         resumed = _length(partial)
-        progress.add(resumed)
+        progress.add(resumed - counted)
         _receive(url, partial, size, progress)
         if resumed and re.fullmatch("[0-9a-f]{64}", etag) and _sha256(partial) != etag:
             # What was there was no beginning of this.
@@ -145,6 +166,37 @@ def _fetch(repo: str, commit: str | None, name: str, progress: Progress) -> None
         partial.replace(blob)
 
 
+@contextmanager
+def _alone(lock: Path, blob: Path, size: int, progress: Progress) -> Iterator[int]:
+    """Hold the lock of a file. Whoever has it fetches the same file: what that brings is progress until it lets go.
+
+    Yields how much has been counted of it, which is the caller's to set right.
+    """
+    counted = 0
+    with ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(WeakFileLock(lock, timeout=GLANCE))
+                break
+            except TimeoutError:
+                there = size if blob.exists() else min(_latest(blob), size)
+                progress.add(there - counted)
+                counted = there
+        yield counted
+
+
+def _latest(blob: Path) -> int:
+    """The length of what was last written of a file on its way. The Hub's client has names of its own for such."""
+    lengths = [(0, 0)]
+    for partial in blob.parent.glob(f"{blob.name}*.incomplete"):
+        try:
+            status = partial.stat()
+        except FileNotFoundError:
+            continue  # whole by now, or given up
+        lengths.append((status.st_mtime_ns, status.st_size))
+    return max(lengths)[1]
+
+
 def _receive(url: str, partial: Path, size: int, progress: Progress) -> None:
     """Fetch what `partial` lacks of `size` bytes, over as many connections as it takes while each brings something."""
     fruitless = 0
@@ -152,12 +204,8 @@ def _receive(url: str, partial: Path, size: int, progress: Progress) -> None:
         try:
             _append(url, partial, before, progress)
         except TransportError as error:
-            if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
-                raise
             fruitless = 0 if _length(partial) > before else fruitless + 1
-            if fruitless > RETRIES:
-                raise
-            time.sleep(PAUSE * 2 ** max(fruitless - 1, 0))
+            _pause(error, fruitless)
     if (there := _length(partial)) > size:
         partial.unlink()
         progress.add(-there)
@@ -180,8 +228,47 @@ def _append(url: str, partial: Path, begin: int, progress: Progress) -> None:
                 progress.add(len(chunk))
 
 
+def _patiently(ask: Callable[[], T]) -> T:
+    """What the Hub says to a question, asked again where it does not want to, or cannot, answer now."""
+    for fruitless in itertools.count(1):
+        try:
+            return ask()
+        except (TransportError, LocalEntryNotFoundError) as error:
+            _pause(error, fruitless)
+    raise AssertionError
+
+
+def _pause(error: Exception, fruitless: int) -> None:
+    """Wait before what ended with `error` is tried again, for as long as the Hub asks for or longer each time.
+
+    Raises `error` where no other try would help, or enough of them brought nothing.
+    """
+    # The Hub's client says of what it was refused that it is not in the cache.
+    cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) else error
+    asked: float | None = None
+    if isinstance(cause, HfHubHTTPError):
+        if cause.response.status_code < 500 and cause.response.status_code not in PASSING:
+            raise error
+        asked = _asked(cause.response.headers.get("Retry-After", ""))
+    if fruitless > RETRIES:
+        raise error
+    pause = PAUSE * 2 ** max(fruitless - 1, 0)
+    time.sleep(pause if asked is None else min(max(asked, 0.0), LONGEST_PAUSE))
+
+
+def _asked(retry_after: str) -> float | None:
+    """The header's seconds from now: it has either those or a date."""
+    if retry_after.isdecimal():
+        return float(retry_after)
+    date = parsedate_tz(retry_after)
+    return None if date is None else mktime_tz(date) - time.time()
+
+
 def _length(file: Path) -> int:
-    return file.stat().st_size if file.exists() else 0
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _sha256(file: Path) -> str:
@@ -227,10 +314,7 @@ def reason(error: Exception, repo: str, revision: str | None) -> str:
 
 
 def main() -> None:
-    # What others print must not come between our lines.
-    answers: TextIO = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
-
+    answers: TextIO = os.fdopen(ANSWERS, "w", buffering=1)
     saying = Lock()
 
     def say(answer: dict[str, object]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,6 +12,9 @@ from mlx_roster.core import Located
 from mlx_roster.errors import LoadFailed
 from mlx_roster.loaders import sizes, source
 from mlx_roster.loaders.downloads import Download
+
+#: Downloads that go on at once: each is a process with connections of its own.
+AT_ONCE = 4
 
 
 class Locator:
@@ -25,6 +28,7 @@ class Locator:
         self.headroom = headroom
         self.offline = offline
         self._downloads: dict[tuple[str, str | None], Download] = {}
+        self._turns = asyncio.Semaphore(AT_ONCE)
 
     async def locate(self, name: str, entry: ModelEntry) -> Located:
         """See `registry.ports.Sources`."""
@@ -34,6 +38,10 @@ class Locator:
     def progress(self) -> Mapping[str, tuple[int, int]]:
         """See `registry.ports.Sources`. A download is not there before it is known how large it is."""
         return {name: one.progress for one in self._downloads.values() if one.progress for name in one.waiting}
+
+    def waiting(self) -> Collection[str]:
+        """See `registry.ports.Sources`."""
+        return {name for one in self._downloads.values() if not one.begun for name in one.waiting}
 
     async def _folder(self, name: str, entry: ModelEntry) -> Path:
         if isinstance(entry.source, Path):
@@ -63,7 +71,7 @@ class Locator:
             download = self._downloads.get((repo, revision))
             if download is None or not download.open:
                 globs = source.globs(code=code)
-                download = Download({"repo": repo, "revision": revision, "files": globs})
+                download = Download({"repo": repo, "revision": revision, "files": globs}, self._turns)
                 self._downloads[repo, revision] = download
             try:
                 folder = await download.join(name)

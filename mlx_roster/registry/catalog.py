@@ -31,8 +31,11 @@ class Catalog:
         self.entries: Mapping[str, ModelEntry] = roster.models
         self._unlisted = Unlisted(roster.unlisted, directory or Path.cwd())
         self._refs: dict[str, Ref] = {}
+        self._places: dict[Path | str, str] = {}
         for name, entry in roster.models.items():
             self._refs[name] = Ref(name)
+            if (place := self._unlisted.place(entry)) is not None:
+                self._places.setdefault(place, name)
             self._refs.update(dict.fromkeys(entry.aliases, Ref(name)))
             for adapter, spec in entry.adapters.items():
                 self._refs[f"{name}:{adapter}"] = Ref(name, adapter)
@@ -85,8 +88,15 @@ class Catalog:
         if words in self._refs:
             return self._refs[words]
         name = self._unlisted.model(words)
+        found = None if name is None else self._unlisted.model_entry(name)
+        if name is None or found is None:
+            return None
+        listed = self._places.get(found.source)
+        # The folder may have been swapped for another since.
+        if listed is not None and self._unlisted.place(self.entries[listed]) == found.source:
+            return Ref(listed)
         # What the roster calls by that name comes first, wherever it lies.
-        return None if name is None or name in self._refs else Ref(name)
+        return None if name in self._refs else Ref(name)
 
     def _with_adapter(self, model: str) -> Ref:
         """`name:adapter`, where the name is an entry or an alias of one."""

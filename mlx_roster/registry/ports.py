@@ -5,7 +5,7 @@ Nothing here says that a worker is one process, or a process at all.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from typing import Protocol
 
 from mlx_roster.config import ModelEntry
@@ -79,3 +79,6 @@ class Sources(Protocol):
 
     def progress(self) -> Mapping[str, tuple[int, int]]:
         """The downloads that are going on: name → (bytes here, bytes in all)."""
+
+    def waiting(self) -> Collection[str]:
+        """The names of those whose download has not begun, since there are enough others: they may wait for long."""

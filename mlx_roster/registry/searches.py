@@ -78,13 +78,15 @@ class Searches:
             self._going[job][1].cancel()
 
     def progressed(self) -> list[int]:
-        """The jobs that have got further since this was last asked."""
-        downloads = self._sources.progress()
+        """The jobs that have got further since this was last asked, or have not had their turn yet."""
+        downloads, waiting = self._sources.progress(), self._sources.waiting()
         further = []
         for job, (model, _) in self._going.items():
             done, _ = downloads.get(model, (0, 0))
             if done > self._seen.get(job, 0):
                 self._seen[job] = done
+                further.append(job)
+            elif model in waiting:
                 further.append(job)
         return further
 

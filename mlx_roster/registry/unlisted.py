@@ -43,6 +43,18 @@ class Unlisted:
             return words
         return None
 
+    def place(self, entry: ModelEntry) -> Path | str | None:
+        """What requests could name beside a listed `entry` and mean the same: its folder's real place, or its repo.
+        None where they cannot. Touches the disk for a folder, if `unlisted.paths` is on."""
+        if entry.revision is not None:
+            return None
+        if isinstance(entry.source, str):
+            return entry.source
+        try:
+            return entry.source.resolve(strict=True) if self._rules.paths else None
+        except (OSError, RuntimeError):
+            return None  # not there, not to be seen, or symlinks in a circle
+
     def adapter(self, words: str) -> str | None:
         """The name of the adapter that a request's `words` mean."""
         if not self._rules.paths or (found := self._folder(words, _is_adapter)) is None:

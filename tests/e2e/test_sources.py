@@ -144,9 +144,11 @@ def test_unlisted_models_and_adapters(hub: FakeHub, tmp_path: Path, monkeypatch:
     for name in ("models/atlas", "adapters/pirate"):
         shutil.copytree(directory() / name, tmp_path / name)
     monkeypatch.chdir(tmp_path)
+    hub.add("demo/other", directory() / "models" / "atlas")
     rules = "unlisted: {paths: true, hub: ['demo/*']}\n"
     with serving("serve", roster(tmp_path, rules + MODELS)) as server:
-        assert answer(server, "demo/atlas").json()["model"] == "demo/atlas"
+        assert answer(server, "demo/other").json()["model"] == "demo/other"
+        assert answer(server, "demo/atlas").json()["model"] == "atlas"  # which is listed
         adapted = answer(server, "./models/atlas", adapters="./adapters/pirate")
         assert adapted.json()["model"] == "models/atlas:adapters/pirate"
         assert answer(server, "models/atlas").status_code == 200

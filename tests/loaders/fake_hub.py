@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Condition, Thread
+from time import monotonic
 from urllib.parse import unquote, urlsplit
 
 Files = dict[str, bytes]
@@ -19,7 +20,8 @@ PIECE = 2**14
 
 
 class FakeHub(ThreadingHTTPServer):
-    """Serves `repos`; what is asked of one in `failures` is answered with that status and error code instead.
+    """Serves `repos`; what is asked of one in `failures` is answered with that status and error code instead. What is
+    in `refusals` is asked for too often, or at a bad time, and is there later.
 
     A file in `stops` breaks off after so many bytes of each answer. One in `ends` breaks off at that place and brings
     nothing more, and one in `gates` waits there: see `open_gate`. Safetensors are kept by LFS, as on the Hub.
@@ -34,6 +36,11 @@ class FakeHub(ThreadingHTTPServer):
         self.stops: dict[str, int] = {}
         self.ends: dict[str, int] = {}
         self.gates: dict[str, int] = {}
+        #: Of a repo or a file: the answers that come first, as a status and a Retry-After in seconds.
+        self.refusals: dict[str, list[tuple[int, int]]] = {}
+        #: When what has been refused may be asked for again, and what was asked for before that.
+        self.again: dict[str, float] = {}
+        self.early: list[str] = []
         #: Every request so far: method and path.
         self.seen: list[str] = []
         #: The bytes of each file that have gone out, whether or not they arrived: (name, first, past the last).
@@ -119,7 +126,9 @@ class _Request(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         self.server.seen.append(f"{self.command} {path}")
         steps = path.strip("/").split("/")
-        if steps[:2] == ["api", "models"]:
+        if self._refuses(steps[-1], with_body=with_body):
+            pass
+        elif steps[:2] == ["api", "models"]:
             self._listing("/".join(steps[2:4]), steps[4:])
         elif steps[0] == "cdn":
             assert "Authorization" not in self.headers, "a token went to where it does not belong"
@@ -131,6 +140,17 @@ class _Request(BaseHTTPRequestHandler):
             self._elsewhere("/".join(steps[:2]), "/".join(steps[4:]))
         else:
             self._file("/".join(steps[:2]), "/".join(steps[4:]), with_body=with_body)
+
+    def _refuses(self, name: str, *, with_body: bool) -> bool:
+        server = self.server
+        if monotonic() < server.again.get(name, 0):
+            server.early.append(name)
+        if not server.refusals.get(name):
+            return False
+        status, seconds = server.refusals[name].pop(0)
+        server.again[name] = monotonic() + seconds
+        self._send(status, b"{}", {"Retry-After": str(seconds)}, with_body=with_body)
+        return True
 
     def _listing(self, repo: str, rest: list[str]) -> None:
         status, code = self.server.failures.get(repo, (404, "RepoNotFound"))

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+import httpx2 as httpx
 import psutil
 import pytest
+from huggingface_hub.errors import HfHubHTTPError
 
 from mlx_roster.config import ModelEntry
 from mlx_roster.core import Located
 from mlx_roster.errors import LoadFailed
-from mlx_roster.loaders.locate import Locator
+from mlx_roster.loaders import fetching
+from mlx_roster.loaders.locate import AT_ONCE, Locator
 from mlx_roster.loaders.source import cached
 from tests.loaders import hub_cache
 from tests.loaders.fake_hub import FakeHub, commit, etag
@@ -171,6 +176,45 @@ def test_a_hub_that_breaks_off_for_good_fails_the_load_and_the_next_goes_on(hub:
     assert (BIG, 0) not in hub.begun
 
 
+@pytest.mark.parametrize("name", ["atlas", BIG])
+def test_a_hub_that_is_asked_too_often_is_left_alone_for_as_long_as_it_says(name: str, hub: FakeHub) -> None:
+    hub.refusals[name] = [(429, 1), (408, 0), (503, 0)]
+    assert whole(locate().path)
+    assert hub.refusals[name] == []
+    assert hub.early == []
+
+
+def test_a_small_file_that_is_refused_is_asked_for_again(hub: FakeHub) -> None:
+    # It is the Hub's client that asks, which has its own ideas of when.
+    hub.refusals["config.json"] = [(429, 0)] * 2
+    assert whole(locate().path)
+    assert hub.refusals["config.json"] == []
+
+
+def test_a_hub_that_keeps_refusing_fails_the_load(hub: FakeHub) -> None:
+    hub.refusals["atlas"] = [(429, 0)] * 10
+    assert failure() == "model atlas cannot be downloaded: the Hub answered 429 for org/atlas"
+
+
+@pytest.mark.parametrize(
+    ("asked", "pause"),
+    [
+        ("7", 7),
+        ("86400", fetching.LONGEST_PAUSE),
+        ("Fri, 31 Dec 2999 23:59:59 GMT", fetching.LONGEST_PAUSE),
+        ("Fri, 31 Dec 1999 23:59:59 GMT", 0),
+        ("soon", 2 * fetching.PAUSE),
+        ("-1", 2 * fetching.PAUSE),
+    ],
+)
+def test_a_pause_is_the_hubs_and_bounded(asked: str, pause: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    answer = httpx.Response(429, headers={"Retry-After": asked}, request=httpx.Request("GET", "http://hub.example"))
+    fetching._pause(HfHubHTTPError("too often", response=answer), 2)
+    assert pauses == [pause]
+
+
 def test_what_is_there_of_another_file_is_not_built_upon(hub: FakeHub, cache: Path) -> None:
     blobs = cache / "models--org--atlas" / "blobs"
     blobs.mkdir(parents=True)
@@ -232,6 +276,92 @@ def test_different_repos_are_downloaded_at_the_same_time(hub: FakeHub) -> None:
         await job
 
     asyncio.run(run())
+
+
+def test_what_another_process_brings_of_the_same_file_is_progress(hub: FakeHub) -> None:
+    hub.gates[BIG] = PART
+    total = sum(len(FILES[name]) for name in WANTED)
+    there = PART + len(FILES["model-2.safetensors"])
+
+    def done(locator: Locator) -> int:
+        return sum(done for done, _ in locator.progress().values())
+
+    async def run() -> None:
+        first, second, third = Locator(0), Locator(0), Locator(0)
+        jobs = [asyncio.create_task(locating(locator=first))]
+        await held(hub)
+        jobs += [asyncio.create_task(locating(locator=one)) for one in (second, third)]
+        await until(lambda: done(second) == done(third) == there)
+        assert hub.held == [BIG]
+        jobs[0].cancel()
+        await asyncio.wait(jobs[:1])
+        # One of the two goes on where that was, and nothing is counted twice.
+        await held(hub, times=2)
+        seen = []
+        hub.open_gate(BIG)
+        while not all(job.done() for job in jobs):
+            seen += [*second.progress().values(), *third.progress().values()]
+            await asyncio.sleep(0.001)
+        assert all(there <= done <= of == total for done, of in seen)
+        assert all(whole(each.path) for each in await asyncio.gather(*jobs[1:]))
+
+    asyncio.run(run())
+    assert [begin for name, begin in hub.begun if name == BIG] == [0, PART]
+
+
+def test_only_a_few_repos_are_downloaded_at_once_and_the_others_wait_their_turn(hub: FakeHub) -> None:
+    hub.gates[BIG] = PART
+    names = [f"m{number}" for number in range(AT_ONCE + 2)]
+    hub.repos.update({f"org/{name}": dict(FILES) for name in names})
+
+    async def run() -> None:
+        locator = Locator(0)
+        jobs = []
+        for number, name in enumerate(names, start=1):
+            jobs.append(asyncio.create_task(locator.locate(name, entry(f"org/{name}"))))
+            await held(hub, times=min(number, AT_ONCE))
+            await until(lambda: len(locator.waiting()) == max(number - AT_ONCE, 0))  # noqa: B023  awaited at once
+        assert len(fetchers()) == AT_ONCE
+        assert set(locator.waiting()) == set(names[AT_ONCE:])
+        jobs[0].cancel()  # one that goes on: the first in the line takes its place
+        await asyncio.wait(jobs[:1])
+        await held(hub, times=AT_ONCE + 1)
+        assert len(fetchers()) == AT_ONCE
+        assert set(locator.waiting()) == {names[-1]}
+        jobs[-1].cancel()  # one that has not begun
+        await asyncio.wait(jobs[-1:])
+        assert not locator.waiting()
+        hub.open_gate(BIG)
+        assert all(whole(each.path) for each in await asyncio.gather(*jobs[1:-1]))
+
+    asyncio.run(run())
+
+
+def test_the_last_words_of_a_download_process_are_a_warning(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://[::1")  # the Hub's client prints something, and cannot be imported
+    assert failure() == "model atlas cannot be downloaded: the process that fetched it ended before its time"
+    (said,) = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert "downloading org/atlas ended with 1: " in said.getMessage()
+    assert "Invalid IPv6 URL" in said.getMessage()
+
+
+def test_what_is_printed_by_others_is_no_answer(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text("print('Hello!'); print('[5]', flush=True)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert whole(locate().path)
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+def test_what_is_printed_on_import_does_not_go_among_the_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://[::1")
+    command = [sys.executable, "-m", "mlx_roster.loaders.fetching"]
+    ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    assert ended.stdout == b""
+    assert b"Invalid IPv6 URL" in ended.stderr
 
 
 def test_a_download_process_that_is_killed_leaves_nothing_that_blocks_the_next(hub: FakeHub) -> None:

@@ -240,6 +240,33 @@ def test_what_the_roster_calls_so_comes_before_a_folder(directory: Path) -> None
         catalog.resolve("atlas", "./pirate")
 
 
+def test_a_folder_that_the_roster_lists_is_that_model(directory: Path) -> None:
+    (directory / "models" / "current").symlink_to("atlas")
+    models = "current: {source: ./models/current, adapters: {pirate: ./p}}, models/same: {source: ./models/same}"
+    text = f"unlisted: {{paths: true}}\nmodels: {{{models}}}"
+    (directory / "models" / "same").mkdir()
+    (directory / "models" / "same" / "config.json").touch()
+    catalog = Catalog(parse(text, name="r", base=directory), directory)
+    for name in ("models/atlas", "./models/current", "models/latest"):
+        assert catalog.resolve(name) == Ref("current")
+    assert catalog.resolve("models/atlas:pirate") == Ref("current", "pirate")
+    assert catalog.resolve("./models/same") == Ref("models/same")
+    # What the entry's folder was once is one beside it.
+    (directory / "models" / "current").unlink()
+    (directory / "models" / "current").symlink_to("same")
+    assert catalog.resolve("models/atlas") == Ref("models/atlas")
+
+
+def test_a_repo_that_the_roster_lists_is_that_model(directory: Path) -> None:
+    models = "old: {source: org/atlas, revision: v1}, atlas: {source: org/atlas}, pinned: {source: org/b, revision: v1}"
+    text = f"unlisted: {{hub: ['org/*']}}\nmodels: {{{models}, elsewhere: {{source: other/a}}}}"
+    catalog = Catalog(parse(text, name="r", base=directory), directory)
+    assert catalog.resolve("org/atlas") == Ref("atlas")
+    assert catalog.resolve("org/b") == Ref("org/b")
+    with pytest.raises(ModelNotFound):
+        catalog.resolve("other/a")  # no rule allows it
+
+
 def test_unlisted_models_are_not_in_the_listing(directory: Path) -> None:
     catalog = catalog_of("unlisted: {paths: true, hub: ['*']}", directory)
     before = list(catalog)
