@@ -71,6 +71,10 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._app.close(self.server_state.connections)
+        if running := len(self.server_state.tasks):
+            logger.info(
+                "shutting down: %d responses go on, for %d s at most; Ctrl-C again cuts them", running, SHUTDOWN_GRACE
+            )
         # Who waits for a model would wait in vain: the grace is for answers that have begun.
         self._registry.stop_admitting()
         await super().shutdown(sockets)

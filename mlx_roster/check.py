@@ -39,6 +39,7 @@ class ModelCost:
     estimated: int | None = None
     fits: bool | None = None
     problems: tuple[str, ...] = ()
+    remark: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ class Report:
     @property
     def exit_code(self) -> int:
         """1 where a model or an adapter cannot be served as it stands, or nothing can, else 0."""
-        return int(bool(self.problems) or any(model.problems or not model.fits for model in self.models))
+        return int(bool(self.problems) or any(model.problems or model.fits is False for model in self.models))
 
     def to_json(self) -> str:
         models = [asdict(model) for model in self.models]
@@ -76,6 +77,10 @@ class Report:
             "problems": self.problems,
         }
         return json.dumps(report, indent=2)
+
+
+class _NotHere(Exception):
+    """Nothing is wrong with the model, and nothing can be said of it yet."""
 
 
 def check(roster: Roster) -> Report:
@@ -107,6 +112,8 @@ def _cost(name: str, entry: ModelEntry, memory: MemorySettings, budget: int, bas
     try:
         folder = _folder(entry)
         found = estimate_with(folder, entry, memory.headroom, sides)
+    except _NotHere as remark:
+        return ModelCost(name, source, problems=problems, remark=str(remark))
     except LoadFailed as error:
         return ModelCost(name, source, problems=(error.message, *problems))
     fits = found.total <= budget
@@ -119,7 +126,7 @@ def _folder(entry: ModelEntry) -> Path:
         return entry.source
     folder = cached(entry.source, entry.revision)
     if folder is None:
-        raise LoadFailed("not downloaded yet; the first request for it will")
+        raise _NotHere("not downloaded yet; the first request for it will")
     return folder
 
 
@@ -155,7 +162,7 @@ def render(report: Report, console: Console) -> None:
 
 def _row(model: ModelCost, budget: int) -> tuple[str, ...]:
     sizes = (model.weights, model.adapters, model.kv, model.estimated)
-    remarks = list(model.problems)
+    remarks = [*filter(None, [model.remark]), *model.problems]
     if model.fits:
         remarks.insert(0, "fits")
     elif model.estimated is not None:

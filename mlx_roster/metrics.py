@@ -102,7 +102,11 @@ class _State:
         self.known.update(model.id for model in models if model.state in RESIDENT)
         memory, reload = overview.memory, overview.reload
         yield _gauge("memory_budget_bytes", "What all models together may take.", memory.budget)
-        yield _gauge("memory_held_bytes", "What they take now.", memory.held)
+        yield _gauge(
+            "memory_held_bytes",
+            "What nobody else can have now, in use or not.",
+            memory.held,
+        )
         yield _gauge("memory_committed_bytes", "What is promised to those that stay.", memory.committed)
         yield _gauge("queued_requests", "Requests that wait for a model.", overview.queued)
         yield _gauge(

@@ -82,6 +82,7 @@ def events(url: Url = None, json: Json = False) -> None:
         _ask(url, json, follow)
     except KeyboardInterrupt:
         raise typer.Exit from None
+    _fail("the server has ended", 1)
 
 
 def _answer(

@@ -14,6 +14,9 @@ from mlx_roster.config.units import format_bytes
 _COLUMNS = ("model", "state", "leases", "queued", "bytes (estimate)", "expires in", "pinned", "last event")
 _FIGURES = frozenset({"leases", "queued", "bytes (estimate)", "expires in"})
 
+#: What a reload may have changed.
+_RELOADED = ("added", "changed", "removed", "settings")
+
 #: Fields of a change: those that are bytes, and those that only tell one request or worker from another.
 _BYTES = frozenset({"bytes", "held", "committed", "budget", "reserved", "measured", "growth", "kv", "bank"})
 _NUMBERS = frozenset({"ticket", "serial", "job"})
@@ -73,8 +76,8 @@ def model(status: dict[str, Any]) -> str:
 
 def reloaded(reload: dict[str, Any]) -> list[str]:
     """What a reload did."""
-    lines = [f"{what}: {', '.join(reload[what])}" for what in ("added", "changed", "removed") if reload[what]]
-    return [*(lines or ["no model has changed"]), *reload["notes"]]
+    lines = [f"{what}: {', '.join(reload[what])}" for what in _RELOADED if reload[what]]
+    return [*(lines or ["nothing has changed"]), *reload["notes"]]
 
 
 def change(what: dict[str, Any]) -> str:

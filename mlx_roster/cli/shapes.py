@@ -49,6 +49,7 @@ class Reload(TypedDict):
     added: list[str]
     changed: list[str]
     removed: list[str]
+    settings: list[str]
     notes: list[str]
 
 

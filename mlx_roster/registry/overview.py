@@ -63,7 +63,8 @@ class Preloads:
 
 @dataclass(frozen=True, slots=True)
 class Reload:
-    """How the latest reload went. The names are those of models. `notes`: what needs a restart."""
+    """How the latest reload went. The names are those of models; `settings` are those of sections.
+    `notes`: what needs a restart."""
 
     seconds_ago: float
     ok: bool
@@ -71,6 +72,7 @@ class Reload:
     added: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 

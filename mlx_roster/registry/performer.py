@@ -32,6 +32,10 @@ SHORTEST = 0.001
 SAMPLE = 1.0
 
 
+#: What is said of a Resident just before it is gone from the sums.
+ENDS = frozenset({"gone", "died", "failed"})
+
+
 class Performer:
     """Feeds a Residency, and acts. `expect` a ticket before it is fed; `close` when nothing more is fed."""
 
@@ -204,7 +208,10 @@ class Performer:
         board = self._state.board
         resident = board.ledger.get(serial)
         if resident is not None:
-            sums = {"held": board.ledger.held, "committed": board.ledger.committed, "budget": board.policy.budget}
+            held, committed = board.ledger.held, board.ledger.committed
+            if kind in ENDS:
+                held, committed = held - resident.taken, committed - (resident.size if resident.stays else 0)
+            sums = {"held": held, "committed": committed, "budget": board.policy.budget}
             self._journal.say(kind, resident.model, serial=serial, **fields, bytes=resident.taken, **sums)
 
     # Loading

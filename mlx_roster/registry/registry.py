@@ -271,7 +271,12 @@ class Registry:
         self._reload = (self._now(), reload)
         # What was wrong has been logged where it was found.
         level = logging.INFO if reload.ok else logging.DEBUG
-        names = {"added": reload.added, "changed": reload.changed, "removed": reload.removed}
+        names = {
+            "added": reload.added,
+            "changed": reload.changed,
+            "removed": reload.removed,
+            "settings": reload.settings,
+        }
         shown = {what: ",".join(found) for what, found in names.items() if found}
         self._journal.say("reload", None, level, ok=reload.ok, error=reload.error, **shown)
 

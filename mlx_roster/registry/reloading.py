@@ -94,7 +94,13 @@ class Reloader:
         for note in notes:
             logger.warning("%s", note)
         return Reload(
-            0.0, ok=True, added=revision.added, changed=revision.changed, removed=revision.removed, notes=notes
+            0.0,
+            ok=True,
+            added=revision.added,
+            changed=revision.changed,
+            removed=revision.removed,
+            settings=revision.settings,
+            notes=notes,
         )
 
     def _prepared(self) -> tuple[Revision, int, tuple[str, ...]]:

@@ -19,6 +19,8 @@ class Revision:
     added: tuple[str, ...]
     changed: tuple[str, ...]
     removed: tuple[str, ...]
+    #: The sections beside `models` that say something else.
+    settings: tuple[str, ...]
 
     @classmethod
     def between(cls, before: Roster, after: Roster, directory: Path) -> Self:
@@ -30,4 +32,10 @@ class Revision:
             added=tuple(name for name in new if name not in old),
             changed=tuple(name for name in new if name in old and new[name] != old[name]),
             removed=tuple(name for name in old if name not in new),
+            settings=_settings(before, after),
         )
+
+
+def _settings(before: Roster, after: Roster) -> tuple[str, ...]:
+    old, new = (roster.model_dump(exclude={"models"}) for roster in (before, after))
+    return tuple(section for section in new if new[section] != old[section])

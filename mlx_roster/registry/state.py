@@ -62,10 +62,14 @@ class Residency:
         """Say why those wait who have just begun to: for anything, or for room."""
         board = self.board
         if isinstance(event, events.Acquire) and event.ticket in board.queue:
-            return [events.Queue(event.ticket, event.model, why_it_waits(board, event.model))]
+            why = why_it_waits(board, event.model)
+            if board.queue.waiting(event.model) == 1:
+                board.records[event.model].note(event.at, f"asked for: {why}")
+            return [events.Queue(event.ticket, event.model, why)]
         line = self._found
         if line is not None and line.waiters and line.search is None and board.ledger.current(line.model) is None:
             why = why_it_waits(board, line.model)
+            line.record.note(event.at, f"waiting: {why}")
             return [events.Queue(ticket, line.model, why) for ticket in line.waiters]
         return []
 

@@ -32,6 +32,8 @@ def state_of(board: Board, model: str, at: float) -> str:
 
 def model_status(board: Board, model: str, at: float, progress: Progress) -> ModelStatus:
     resident, record = _shown(board, model), board.records.get(model)
+    if record is None and resident is not None:
+        record = resident.record  # of a model that the roster no longer has
     expires = None
     if resident is not None and resident.idle and not resident.pinned and not math.isinf(resident.keep):
         expires = max(0.0, resident.idle_since + resident.keep - at)

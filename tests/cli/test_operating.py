@@ -88,7 +88,7 @@ def test_names_that_mean_something_in_an_url() -> None:
 
 
 def test_reload(server: Running) -> None:
-    assert said(server, "reload") == "no model has changed\n"
+    assert said(server, "reload") == "nothing has changed\n"
     server.outcome = Reload(0.0, ok=True, added=("a", "b"), removed=("c",), notes=("server.port: takes a restart",))
     assert said(server, "reload") == "added: a, b\nremoved: c\nserver.port: takes a restart\n"
     server.outcome = Reload(0.0, ok=False, error="roster.yaml:3: models: no")
@@ -121,7 +121,7 @@ def test_events_until_the_server_ends(server: Running) -> None:
         said(server, "unload", "atlas")
         server.uvicorn.should_exit = True
         words = [line.split()[1:3] for line in lines]
-        assert process.wait() == 0
+        assert process.wait() == 1
     assert [kind for kind, model in words if model == "atlas" and kind in ("loaded", "gone")] == ["loaded", "gone"]
 
 

@@ -147,7 +147,7 @@ def test_events_end_with_the_server(server: Server) -> None:
     with following(server) as (process, lines):
         assert next(lines) == "nothing is loaded\n"
         assert server.stop() == 0
-        assert process.wait(PATIENCE) == 0
+        assert process.wait(PATIENCE) == 1
 
 
 def test_reload_from_the_command_line(tmp_path: Path) -> None:

@@ -465,6 +465,7 @@ def test_the_overview_says_how_the_last_reload_went_and_what_became_of_models() 
             (atlas,) = overview.models
             assert (atlas.id, atlas.state, atlas.expires_in) == ("atlas", "ready", 895.0)
             assert [event.what for event in atlas.events] == [
+                "asked for: its files are looked for",
                 "admitted with 1 B",
                 "load started",
                 "ready: loaded in 0.00 s, 1 B measured",

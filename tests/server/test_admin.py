@@ -181,7 +181,15 @@ def test_reload(server: Running, client: httpx2.Client) -> None:
     server.outcome = Reload(0.0, ok=True, added=("new",), changed=("atlas",), notes=("server.port: 1 takes a restart",))
     done = client.post("/admin/reload")
     assert done.status_code == 200
-    shown = {"seconds_ago": 0.0, "ok": True, "error": None, "added": ["new"], "changed": ["atlas"], "removed": []}
+    shown = {
+        "seconds_ago": 0.0,
+        "ok": True,
+        "error": None,
+        "added": ["new"],
+        "changed": ["atlas"],
+        "removed": [],
+        "settings": [],
+    }
     assert done.json() == {**shown, "notes": ["server.port: 1 takes a restart"]}
     assert server.reloads == ["POST /admin/reload"]
     seen = client.get("/admin/status").json()["reload"]

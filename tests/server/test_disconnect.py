@@ -55,6 +55,17 @@ def test_leaving_before_the_first_token(
     assert access()[0].startswith("POST /v1/completions 499 ")
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_stays_to_the_end_is_logged_as_served(
+    server: Running, access: Callable[[], list[str]], stream: bool
+) -> None:
+    with server.client() as client:
+        for _ in range(5):
+            assert client.post("/v1/completions", json={**ATLAS, "stream": stream}).status_code == 200
+    server.until(lambda: len(access()) == 5)
+    assert all(line.startswith("POST /v1/completions 200 ") for line in access())
+
+
 def test_leaving_in_the_middle_of_a_stream(server: Running, access: Callable[[], list[str]]) -> None:
     server.pieces = lambda _: ["x"] * 10**6
     with ask(server, {**ATLAS, "stream": True}) as sock:

@@ -53,8 +53,9 @@ class Inference(Generic[R]):
         alive = kept_alive(events, exchange, lambda: self._registry.words(ref), self._pulse)
         try:
             async with (
-                client,
+                # Outside of `client`: its end takes a turn of the event loop.
                 alive if request.stream else nullcontext(),
+                client,
                 self._registry.lease(ref, request.keep_alive) as lease,
             ):
                 exchange.granted(lease)
