@@ -12,27 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
-import pytest
 
 from mlx_roster.config.load import load
 from mlx_roster.demo import directory
 from mlx_roster.loaders.sizes import estimate
 from tests.e2e.test_faults import body, events, said, whole
 from tests.serving import PATIENCE, Server, demo_roster, serving
-from tests.toys import babbler
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    models = [f"  busy: {{source: {babbler(tmp_path / 'busy')}}}"]
-    with serving("serve", str(demo_roster(tmp_path, models=models))) as server:
-        yield server
-
-
-@pytest.fixture
-def client(server: Server) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server.url, timeout=PATIENCE) as client:
-        yield client
 
 
 def command(server: Server, *arguments: str) -> list[str]:

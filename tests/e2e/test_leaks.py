@@ -7,16 +7,13 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import httpx2 as httpx
 import psutil
-import pytest
 
 from tests.e2e.test_faults import body, whole
-from tests.serving import PATIENCE, Server, demo_roster, serving
-from tests.toys import babbler
+from tests.serving import PATIENCE, Server
 
 CONNECTIONS = 1000
 #: So many at a time.
@@ -25,19 +22,6 @@ WAVE = 50
 #: What the server process may hold more than before, in bytes: code that ran for the first time, and what the
 #: allocator keeps.
 MORE = 8 * 2**20
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    models = [f"  busy: {{source: {babbler(tmp_path / 'busy')}}}"]
-    with serving("serve", str(demo_roster(tmp_path, models=models))) as server:
-        yield server
-
-
-@pytest.fixture
-def client(server: Server) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server.url, timeout=PATIENCE) as client:
-        yield client
 
 
 def until(condition: Callable[[], bool], otherwise: Callable[[], object]) -> None:
