@@ -15,6 +15,7 @@ import itertools
 import json
 import pstats
 import statistics
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -196,7 +197,8 @@ def show(columns: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
     table = Table("microseconds: median (p99)", *columns)
     for kind in dict.fromkeys(kind for took in columns.values() for kind in took):
         table.add_row(kind, *(_cell(took.get(kind, ())) for took in columns.values()))
-    Console().print(table)
+    # A pipe has no width, and the table is wider than the default.
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
 def _cell(samples: Sequence[float]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -79,4 +80,5 @@ def show(rows: Sequence[Figures]) -> None:
         for number, one in enumerate(row.models):
             cells = (one.model, f"{one.served:.1f} %", f"{one.p50:.1f}", f"{one.p95:.1f}", f"{one.worst:.1f}")
             table.add_row(*(start if not number else ("",) * 5), *cells)
-    Console().print(table)
+    # A pipe has no width, and the table is wider than the default.
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
