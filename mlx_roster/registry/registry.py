@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Self
 
 from mlx_roster import __version__
-from mlx_roster.config import Defaults, Roster
+from mlx_roster.config import Defaults, Roster, format_bytes
 from mlx_roster.core import AdapterSource, Ref
 from mlx_roster.errors import Draining, ModelNotFound, RosterError, WorkerCrashed
 from mlx_roster.registry import events, status
@@ -265,6 +265,9 @@ class Registry:
         self.catalog = revision.catalog
         policy = Policy.of(roster.scheduling, budget)
         self._performer.follow(self.catalog, policy, CatalogTerms(self.catalog, roster.scheduling))
+        if (taken := self._state.board.ledger.committed) > budget:
+            said = "models in use take %s, more than the budget of %s: nothing is loaded beside them"
+            logger.warning(said, format_bytes(taken), format_bytes(budget))
 
     def reload_ended(self, reload: Reload) -> None:
         """Remember how the latest reload went."""

@@ -148,6 +148,16 @@ def test_a_changed_roster_keeps_what_is_unchanged_and_drains_what_is_not() -> No
     run(test())
 
 
+def test_a_budget_below_what_is_in_use_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    async def test() -> None:
+        async with registry(workers=FakeWorkers(sizes={"atlas": 6})) as r, r.lease(ATLAS):
+            r.reconfigure(r.roster, 4)
+            assert r.find("atlas").state == "ready"
+
+    run(test())
+    assert "models in use take 6 B, more than the budget of 4 B: nothing is loaded beside them" in caplog.messages
+
+
 def test_reload_that_removes_a_busy_model_lets_its_streams_end() -> None:
     async def test() -> None:
         workers = FakeWorkers()
