@@ -278,6 +278,12 @@ def test_more_pins_than_fit_end_the_start(tmp_path: Path) -> None:
     )
 
 
+def _as_a_shell_does() -> None:
+    """In the child: the terminal is its own, and hanging up has not been ruled out (as nohup does for its children)."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 @contextmanager
 def in_a_terminal(*arguments: str) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
     """`mlx-roster ARGUMENTS` as a shell starts it in a terminal: the terminal's other end, and the process."""
@@ -288,7 +294,7 @@ def in_a_terminal(*arguments: str) -> Iterator[tuple[int, subprocess.Popen[bytes
         stdout=theirs,
         stderr=theirs,
         start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        preexec_fn=_as_a_shell_does,
     )
     os.close(theirs)
     try:
