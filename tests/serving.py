@@ -20,6 +20,11 @@ from mlx_roster.demo import directory
 PATIENCE = 60
 
 
+def interruptible() -> None:
+    """In a child: Ctrl-C means something to it, also where the tests run in the background of a shell."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Server:
     """A running `mlx-roster`, and what it has logged so far."""
 

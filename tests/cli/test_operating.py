@@ -21,6 +21,7 @@ from mlx_roster.cli.remote import Refused, Remote, Unreachable, default_url
 from mlx_roster.errors import LoadFailed
 from mlx_roster.registry.overview import Reload
 from tests.server.harness import Running, running
+from tests.serving import interruptible
 
 
 @pytest.fixture
@@ -101,7 +102,7 @@ def test_reload(server: Running) -> None:
 def following(server: Running, *options: str) -> Iterator[subprocess.Popen[str]]:
     """`mlx-roster events`, in a process of its own, for its lines come while it runs."""
     command = [sys.executable, "-m", "mlx_roster", "events", "--url", server.url, *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=interruptible) as process:
         try:
             yield process
         finally:

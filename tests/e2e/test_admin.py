@@ -17,7 +17,7 @@ from mlx_roster.config.load import load
 from mlx_roster.demo import directory
 from mlx_roster.loaders.sizes import estimate
 from tests.e2e.test_faults import body, events, said, whole
-from tests.serving import PATIENCE, Server, demo_roster, serving
+from tests.serving import PATIENCE, Server, demo_roster, interruptible, serving
 
 
 def command(server: Server, *arguments: str) -> list[str]:
@@ -45,7 +45,9 @@ def refused(server: Server, *arguments: str) -> tuple[int, str]:
 @contextmanager
 def following(server: Server, *options: str) -> Iterator[tuple[subprocess.Popen[str], Iterator[str]]]:
     """`mlx-roster events` while it runs, and its lines as they come."""
-    with subprocess.Popen(command(server, "events", *options), stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command(server, "events", *options), stdout=subprocess.PIPE, text=True, preexec_fn=interruptible
+    ) as process:
         assert process.stdout is not None
         try:
             yield process, iter(process.stdout)
