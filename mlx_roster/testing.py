@@ -51,7 +51,6 @@ class FakeWorker:
 
     def share(self, size: int) -> None:
         self.shared = size
-        self._parent.note_quietly(f"share {self.source.name} {size}")
 
     def limit(self, limits: Limits) -> None:
         self.limits = limits
@@ -120,8 +119,6 @@ class FakeWorkers:
         self.failures: dict[str, list[RosterError]] = {}
         self.history: list[str] = []
         self.wrongs: list[str] = []
-        #: What workers were told that happens all the time.
-        self.asides: list[str] = []
         self.workers: dict[str, FakeWorker] = {}
         self._gates: dict[str, asyncio.Event] = {}
         self._noted = asyncio.Event()
@@ -140,9 +137,6 @@ class FakeWorkers:
     def note(self, what: str) -> None:
         self.history.append(what)
         self._noted.set()
-
-    def note_quietly(self, what: str) -> None:
-        self.asides.append(what)
 
     async def seen(self, what: str, times: int = 1) -> None:
         """Wait until `what` is in the history so many times."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mlx_roster.config.model import ModelEntry
 from mlx_roster.errors import LoadFailed
 from mlx_roster.loaders.sizes import shards
 
@@ -22,11 +21,6 @@ _FILES = (
     "*.jsonl",
     "*.jinja",
 )
-
-
-def is_local(entry: ModelEntry) -> bool:
-    """Whether the entry's source is a folder, which is never downloaded."""
-    return isinstance(entry.source, Path)
 
 
 def globs(*, code: bool) -> list[str]:

@@ -9,7 +9,7 @@ import pytest
 from mlx_roster.config import ModelEntry
 from mlx_roster.config.load import parse
 from mlx_roster.errors import LoadFailed
-from mlx_roster.loaders.source import cached, check_folder, globs, is_local
+from mlx_roster.loaders.source import cached, check_folder, globs
 from tests.loaders import hub_cache
 from tests.loaders.hub_cache import FILES, REPO, WANTED, weights
 
@@ -23,12 +23,6 @@ def folder_with(folder: Path, *names: str) -> Path:
     for name in names:
         (folder / name).write_bytes(FILES.get(name, weights(1)))
     return folder
-
-
-def test_which_sources_are_local(tmp_path: Path) -> None:
-    assert is_local(entry(tmp_path))
-    assert is_local(entry("./missing"))
-    assert not is_local(entry(REPO))
 
 
 def test_a_folder_that_is_a_model(tmp_path: Path) -> None:
