@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +51,40 @@ class AdapterSource(msgspec.Struct, frozen=True):
 
 
 class Sampling(msgspec.Struct, frozen=True):
-    """How one sequence picks its tokens. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 are off."""
+    """How one sequence picks its tokens. `temperature` 0 is greedy. What it has by default is off, temperature aside.
+
+    The penalties look at the last so many tokens of prompt and answer together. `logit_bias` is added to logits by
+    token id. Before `min_tokens` are drawn no end-of-sequence token is; with `ignore_eos` one ends nothing.
+    """
 
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    repetition_penalty: float = 1.0
+    repetition_context_size: int = 20
+    presence_penalty: float = 0.0
+    presence_context_size: int = 20
+    frequency_penalty: float = 0.0
+    frequency_context_size: int = 20
+    logit_bias: dict[int, float] = {}
     seed: int | None = None
+    min_tokens: int = 0
+    ignore_eos: bool = False
 
 
 class Chat(msgspec.Struct, frozen=True, tag="chat"):
-    """Messages for the model's own chat template. Contents are strings or None."""
+    """Messages for the model's own chat template. Contents are strings or None.
+
+    `template_args` are variables for the template, over those of the roster. `role_mapping` are prefixes for a model
+    without a template, over the built-in ones.
+    """
 
     messages: list[dict[str, Any]]
+    template_args: dict[str, Any] = {}
+    role_mapping: dict[str, str] = {}
 
 
 class Text(msgspec.Struct, frozen=True, tag="text"):
@@ -78,22 +99,94 @@ class Tokens(msgspec.Struct, frozen=True, tag="tokens"):
     ids: list[int]
 
 
+class Format(msgspec.Struct, frozen=True):
+    """What an answer must be: a JSON object, or any JSON that fits `schema`, the text of a JSON Schema."""
+
+    schema: str | None = None
+
+
+class Tools(msgspec.Struct, frozen=True):
+    """Functions that the model may call, as OpenAI's `tools` has them, and whether it has to.
+
+    `choice` "named" is the call of `name` and of nothing else. Without `parallel` there is one call at most.
+    """
+
+    specs: tuple[dict[str, Any], ...]
+    choice: Literal["auto", "required", "named"] = "auto"
+    name: str | None = None
+    parallel: bool = True
+
+
 class Generation(msgspec.Struct, frozen=True):
-    """One sequence to generate: what a Resident is asked for, with every default already applied."""
+    """`n` sequences to generate from one prompt: what a Resident is asked for, with every default already applied.
+
+    With `logprobs`, each token is said with its log-probability and those of so many likeliest tokens; with `echo`, the
+    text begins with the prompt, and its tokens are scored too. `max_tokens` is 0 only with `echo`. `draft` names one of
+    the Resident's draft models, and None its first; `draft_tokens` 0 is no drafting, None the roster's number.
+    """
 
     prompt: Chat | Text | Tokens
     max_tokens: int
     sampling: Sampling = Sampling()
     stop: tuple[str, ...] = ()
     adapter: AdapterSource | None = None
+    n: int = 1
+    logprobs: int | None = None
+    echo: bool = False
+    format: Format | None = None
+    tools: Tools | None = None
+    draft: str | None = None
+    draft_tokens: int | None = None
 
 
 class Usage(msgspec.Struct, frozen=True, array_like=True):
-    """Token counts of one finished sequence. `completion` includes the end-of-sequence token."""
+    """Token counts of one finished sequence. `completion` includes the end-of-sequence token.
+
+    Of the completion, `reasoning` tokens came before the answer.
+    """
 
     prompt: int
     completion: int
     cached: int = 0
+    reasoning: int = 0
+
+
+class Alternative(msgspec.Struct, frozen=True, array_like=True):
+    """A token that might have been: `text` are its bytes, which need not make whole characters."""
+
+    id: int
+    text: bytes
+    logprob: float
+
+
+class Scored(msgspec.Struct, frozen=True, array_like=True):
+    """A token and its log-probability, which a prompt's first token has none of.
+
+    `top` are the likeliest, in falling order; the token itself is among them only where it is one of them.
+    """
+
+    id: int
+    text: bytes
+    logprob: float | None
+    top: list[Alternative] = []
+
+
+class CallDelta(msgspec.Struct, frozen=True, array_like=True):
+    """A piece of a tool call. The first of each `index` has `id` and `name`; `arguments` are JSON, joined from all."""
+
+    index: int
+    arguments: str
+    id: str | None = None
+    name: str | None = None
+
+
+class Aside(msgspec.Struct, frozen=True, array_like=True):
+    """What a Delta has besides text. `prompt` are the prompt's tokens, before the first of `scores`."""
+
+    reasoning: str = ""
+    calls: list[CallDelta] = []
+    scores: list[Scored] = []
+    prompt: list[Scored] = []
 
 
 class Delta(msgspec.Struct, frozen=True, array_like=True):
@@ -107,6 +200,7 @@ class Delta(msgspec.Struct, frozen=True, array_like=True):
     text: str
     finish: FinishReason | None = None
     usage: Usage | None = None
+    aside: Aside | None = None
 
 
 class Device(msgspec.Struct, frozen=True):
@@ -151,11 +245,20 @@ class Limits(msgspec.Struct, frozen=True):
     kv: int = 0
 
 
+class DraftSource(msgspec.Struct, frozen=True):
+    """A small model that drafts for a large one: a local folder, and how many tokens it drafts at a time."""
+
+    name: str
+    path: str
+    tokens: int = 3
+
+
 class ModelSource(msgspec.Struct, frozen=True):
     """What a worker must load: a local folder, and the limits it then lives by.
 
     `memory` is the most it may ever take, in bytes: the whole budget. How much of it the worker may take at a time, its
-    share, it is told as that changes. `max_adapters` is the number of slots of its LoRA bank.
+    share, it is told as that changes. `max_adapters` is the number of slots of its LoRA bank. `chat_template` is Jinja
+    instead of the model's own, and `template_args` are variables for it. KV caches have `kv_bits` a number, if any.
     """
 
     name: str
@@ -164,6 +267,11 @@ class ModelSource(msgspec.Struct, frozen=True):
     limits: Limits = Limits()
     max_adapters: int = 8
     trust_remote_code: bool = False
+    chat_template: str | None = None
+    template_args: dict[str, Any] = {}
+    kv_bits: int | None = None
+    kv_group_size: int = 64
+    drafts: tuple[DraftSource, ...] = ()
 
 
 class Measured(msgspec.Struct, frozen=True):
@@ -182,12 +290,21 @@ class Measured(msgspec.Struct, frozen=True):
 
 
 class Capabilities(msgspec.Struct, frozen=True):
-    """What a Resident can do: said by its worker, never assumed above `workers/`."""
+    """What a Resident can do: said by its worker, never assumed above `workers/`.
+
+    `template` are the names of variables that its chat template looks at; `generation` what its generation_config.json
+    has for request fields, by their names.
+    """
 
     vocabulary: int
     context: int | None
     chat: bool
     adapters: bool
+    tools: bool = False
+    reasoning: bool = False
+    template: tuple[str, ...] = ()
+    generation: dict[str, float] = {}
+    drafts: tuple[str, ...] = ()
 
 
 class Owner(Protocol):

@@ -40,7 +40,10 @@ class FakeWorker:
         self._sequences = 0
         self._tasks: dict[int, asyncio.Task[None]] = {}
 
-    def submit(self, generation: Generation) -> SequenceStream:
+    def submit(self, generation: Generation) -> list[SequenceStream]:
+        return [self._start(generation) for _ in range(generation.n)]
+
+    def _start(self, generation: Generation) -> SequenceStream:
         self._sequences += 1
         sequence = self._sequences
         adapter = f" with {generation.adapter.name}" if generation.adapter else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -64,9 +64,11 @@ class Lease:
         self.ref = ref
         self.wait_ms = wait_ms
         self.load_ms = load_ms
+        #: What the Resident can do.
+        self.capabilities = worker.capabilities
         self._worker = worker
         self._adapter = adapter
 
-    def submit(self, generation: Generation) -> Stream:
-        """Start a sequence on the Resident, through the adapter that the Ref names."""
+    def submit(self, generation: Generation) -> Sequence[Stream]:
+        """Start sequences on the Resident, through the adapter that the Ref names."""
         return self._worker.submit(msgspec.structs.replace(generation, adapter=self._adapter))

@@ -5,7 +5,7 @@ Nothing here says that a worker is one process, or a process at all.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from typing import Protocol
 
 from mlx_roster.config import ModelEntry
@@ -42,8 +42,8 @@ class Worker(Protocol):
     def progressed(self) -> float:
         """When it was loaded or last produced anything for a sequence, in `time.monotonic()`."""
 
-    def submit(self, generation: Generation) -> Stream:
-        """Start a sequence now. Never blocks."""
+    def submit(self, generation: Generation) -> Sequence[Stream]:
+        """Start `generation.n` sequences now. Never blocks."""
 
     def share(self, size: int) -> None:
         """It may take so many bytes from now on. Past that it gives up its prompt cache and admits no new sequence as

@@ -125,15 +125,18 @@ class ProcessWorker(asyncio.Protocol):
             raise
         self._serving = True
 
-    def submit(self, generation: Generation) -> SequenceStream:
-        self._sequences += 1
-        sequence = self._sequences
-        stream = self._streams[sequence] = SequenceStream(lambda: self._cancel(sequence))
+    def submit(self, generation: Generation) -> list[SequenceStream]:
+        first = self._sequences + 1
+        self._sequences += generation.n
+        streams = [self._open(sequence) for sequence in range(first, first + generation.n)]
         if self._lost.is_set():
-            del self._streams[sequence]
-            stream.fail(self._crash())
+            self.cut(self._crash())
         else:
-            self._send(wire.Submit(sequence, generation))
+            self._send(wire.Submit(first, generation))
+        return streams
+
+    def _open(self, sequence: int) -> SequenceStream:
+        stream = self._streams[sequence] = SequenceStream(lambda: self._cancel(sequence))
         return stream
 
     def share(self, size: int) -> None:

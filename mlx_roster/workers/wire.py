@@ -25,7 +25,8 @@ class Load(msgspec.Struct, frozen=True, tag="load"):
 
 
 class Submit(msgspec.Struct, frozen=True, tag="submit"):
-    """Start a sequence. `sequence` is chosen by the server, unique for the worker's life."""
+    """Start `generation.n` sequences. `sequence` is the first one's number; the others' follow. All are chosen by the
+    server, unique for the worker's life."""
 
     sequence: int
     generation: Generation

@@ -226,7 +226,7 @@ class Replay:
         try:
             async with self.registry.lease(Ref(event.model), event.keep_alive, exempt=event.exempt) as lease:
                 self.fates[ticket] = "granted"
-                stream = lease.submit(HELLO)
+                stream = lease.submit(HELLO)[0]
                 await done.wait()
                 stream.cancel()
         except RosterError as error:

@@ -75,7 +75,7 @@ def test_unloading_drains_by_default_and_cuts_with_force() -> None:
         gate = workers.hold("token atlas")
         async with registry(workers=workers) as r:
             async with r.lease(ATLAS) as lease:
-                stream = lease.submit(Generation(Text("hi"), max_tokens=10))
+                stream = lease.submit(Generation(Text("hi"), max_tokens=10))[0]
                 assert r.unload("atlas").state == "draining"
                 await settled()
                 assert "stop atlas" not in workers.history

@@ -54,7 +54,7 @@ def run(test: Coroutine[Any, Any, None]) -> None:
 
 
 async def say(lease: Lease) -> str:
-    return "".join([delta.text async for delta in lease.submit(HELLO)])
+    return "".join([delta.text async for delta in lease.submit(HELLO)[0]])
 
 
 async def say_once(registry: Registry, ref: Ref) -> str:
@@ -346,7 +346,7 @@ def test_worker_dies_mid_stream_and_the_next_request_after_a_crash_reloads() -> 
         gate = workers.hold("token atlas")
         async with registry(workers) as r:
             async with r.lease(ATLAS) as lease:
-                stream = lease.submit(HELLO)
+                stream = lease.submit(HELLO)[0]
                 workers.workers["atlas"].die()
                 with pytest.raises(WorkerCrashed):
                     await anext(aiter(stream))

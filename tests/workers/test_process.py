@@ -91,7 +91,7 @@ def test_a_worker_loads_reports_streams_and_leaves_nothing(model: ModelSource) -
             assert ear.progress[-1][0] == ear.progress[-1][1] > 0
             assert worker.measured.active >= ear.progress[-1][1]
             assert worker.capabilities.context == 32768
-            stream = worker.submit(say("What is", 20))
+            stream = worker.submit(say("What is", 20))[0]
             deltas = [delta async for delta in stream]
             assert [delta.finish for delta in deltas] == [None] * (len(deltas) - 1) + ["length"]
             usage = deltas[-1].usage
@@ -108,8 +108,8 @@ def test_a_worker_loads_reports_streams_and_leaves_nothing(model: ModelSource) -
 def test_cancel_ends_a_sequence_and_the_others_go_on(model: ModelSource) -> None:
     async def test() -> None:
         async with loaded(model) as worker:
-            alone = "".join([delta.text async for delta in worker.submit(say("What is", 300))])
-            endless, other = worker.submit(say("Tell me", 30_000)), worker.submit(say("What is", 300))
+            alone = "".join([delta.text async for delta in worker.submit(say("What is", 300))[0]])
+            endless, other = worker.submit(say("Tell me", 30_000))[0], worker.submit(say("What is", 300))[0]
             await anext(aiter(endless))
             endless.cancel()
             endless.cancel()
@@ -123,7 +123,7 @@ def test_cancel_ends_a_sequence_and_the_others_go_on(model: ModelSource) -> None
 def test_a_refused_sequence_raises_the_error_itself(model: ModelSource) -> None:
     async def test() -> None:
         async with loaded(model) as worker:
-            stream = worker.submit(Generation(Tokens([999_999]), max_tokens=5))
+            stream = worker.submit(Generation(Tokens([999_999]), max_tokens=5))[0]
             with pytest.raises(InvalidRequest) as caught:
                 await anext(stream)
             assert caught.value.param == "prompt"
@@ -135,14 +135,14 @@ def test_worker_keeps_to_its_share_and_says_so(model: ModelSource) -> None:
     async def test() -> None:
         ear = Ear()
         async with loaded(model, ear) as worker:
-            assert [delta async for delta in worker.submit(say("What is", 300))]
+            assert [delta async for delta in worker.submit(say("What is", 300))[0]]
             kept = await ear.report()
             assert kept.prompts > 0
             worker.share(kept.active - 1)
             given_up = await ear.report()
             assert given_up == worker.measured
             assert (given_up.active, given_up.prompts) == (kept.active - kept.prompts, 0)
-            endless, waiting = worker.submit(say("Tell me", 30_000)), worker.submit(say("What is", 3))
+            endless, waiting = worker.submit(say("Tell me", 30_000))[0], worker.submit(say("What is", 3))[0]
             await anext(endless)
             beyond = await ear.report()
             assert beyond.active > given_up.active
@@ -159,13 +159,13 @@ def test_worker_follows_its_limits(model: ModelSource) -> None:
     async def test() -> None:
         ear = Ear()
         async with loaded(model, ear) as worker:
-            assert [delta async for delta in worker.submit(say("What is", 3))]
+            assert [delta async for delta in worker.submit(say("What is", 3))[0]]
             worker.limit(Limits(max_context=2, kv=10**6))
             while (report := await ear.report()).growth < 10**5:
                 pass
             assert report.growth <= 10**6
             with pytest.raises(ContextLengthExceeded):
-                await anext(worker.submit(say("What is the matter", 3)))
+                await anext(worker.submit(say("What is the matter", 3))[0])
 
     run(test())
 
@@ -173,7 +173,7 @@ def test_worker_follows_its_limits(model: ModelSource) -> None:
 def test_cut_ends_every_stream_and_the_worker_can_be_stopped_at_once(model: ModelSource) -> None:
     async def test() -> None:
         async with loaded(model) as worker:
-            streams = [worker.submit(say("What is", 30_000)) for _ in range(3)]
+            streams = [worker.submit(say("What is", 30_000))[0] for _ in range(3)]
             for stream in streams:
                 await anext(stream)
             for stream in streams:
@@ -183,7 +183,7 @@ def test_cut_ends_every_stream_and_the_worker_can_be_stopped_at_once(model: Mode
                 with pytest.raises(InternalError, match="unloaded"):
                     await anext(stream)
             # It goes on, in the same batch; what it says to those is for nobody.
-            assert [delta async for delta in worker.submit(say("What is", 20))]
+            assert [delta async for delta in worker.submit(say("What is", 20))[0]]
             assert all(stream.waiting() == [] for stream in streams)
             await worker.stop()
             assert not psutil.pid_exists(worker.pid)
@@ -196,9 +196,9 @@ def test_progress_is_what_comes_for_a_sequence(model: ModelSource) -> None:
         begun = time.monotonic()
         async with loaded(model) as worker:
             seen = [begun, worker.progressed]
-            stream = worker.submit(say("What is", 3))
+            stream = worker.submit(say("What is", 3))[0]
             seen += [worker.progressed async for _ in stream]
-            refused = worker.submit(Generation(Tokens([999_999]), max_tokens=5))
+            refused = worker.submit(Generation(Tokens([999_999]), max_tokens=5))[0]
             with pytest.raises(InvalidRequest):
                 await anext(refused)
             seen.append(worker.progressed)
@@ -216,7 +216,7 @@ def test_taking_in_a_long_prompt_is_progress(tmp_path: Path) -> None:
         ear = Ear()
         async with Spawner(keep_spare=False) as spawner:
             worker = await spawner.load(source, ear)
-            stream = worker.submit(Generation(Tokens([7] * 12_000), max_tokens=1))
+            stream = worker.submit(Generation(Tokens([7] * 12_000), max_tokens=1))[0]
             begun = worker.progressed
             reports = 0
             async with asyncio.timeout(60):
@@ -235,7 +235,7 @@ def test_death_is_seen_at_once_by_every_stream_and_by_the_owner(model: ModelSour
         ear = Ear()
         async with Spawner(keep_spare=False) as spawner:
             worker = await spawner.load(model, ear)
-            streams = [worker.submit(say("What is", 30_000)) for _ in range(3)]
+            streams = [worker.submit(say("What is", 30_000))[0] for _ in range(3)]
             await anext(streams[0])
             os.kill(worker.pid, signal.SIGKILL)
             for stream in streams:
@@ -244,7 +244,7 @@ def test_death_is_seen_at_once_by_every_stream_and_by_the_owner(model: ModelSour
                         pass
             await ear.died.wait()
             with pytest.raises(WorkerCrashed):
-                await anext(worker.submit(say("What is", 3)))
+                await anext(worker.submit(say("What is", 3))[0])
             await worker.kill()
 
     run(test())

@@ -76,7 +76,8 @@ def _submitted(lease: Lease, generations: Sequence[Generation]) -> Iterator[list
     """The running sequences. Whichever way the block ends, none of them goes on."""
     streams: list[Stream] = []
     try:
-        streams.extend(lease.submit(generation) for generation in generations)
+        for generation in generations:
+            streams.extend(lease.submit(generation))
         yield streams
     finally:
         for stream in streams:
