@@ -30,13 +30,15 @@ class Ref:
 class Located:
     """A model on this machine's disk. `estimate` is what it will take once loaded, in bytes.
 
-    Of that, `bank` is for its adapters and `kv` for the KV caches of its sequences, both of which come later.
+    Of that, `bank` is for its adapters and `kv` for the KV caches of its sequences, both of which come later. The
+    weights of its `drafts` are part of it, too.
     """
 
     path: str
     estimate: int
     bank: int = 0
     kv: int = 0
+    drafts: tuple[DraftSource, ...] = ()
 
 
 class AdapterSource(msgspec.Struct, frozen=True):
@@ -212,6 +214,16 @@ class Device(msgspec.Struct, frozen=True):
     working_set: int
 
 
+#: How many numbers may share a scale where mlx quantizes.
+GROUP_SIZES = (32, 64, 128)
+
+
+def group_size(asked: int, *widths: int) -> int | None:
+    """The largest of GROUP_SIZES, but at most `asked`, that divides all `widths`; None where none does."""
+    fitting = (size for size in reversed(GROUP_SIZES) if size <= asked and not any(width % size for width in widths))
+    return next(fitting, None)
+
+
 class CacheSize(msgspec.Struct, frozen=True):
     """Bytes that the KV caches of one sequence take, of a model's layers all together.
 
@@ -251,6 +263,7 @@ class DraftSource(msgspec.Struct, frozen=True):
     name: str
     path: str
     tokens: int = 3
+    trust_remote_code: bool = False
 
 
 class ModelSource(msgspec.Struct, frozen=True):
@@ -298,7 +311,6 @@ class Capabilities(msgspec.Struct, frozen=True):
 
     vocabulary: int
     context: int | None
-    chat: bool
     adapters: bool
     tools: bool = False
     reasoning: bool = False

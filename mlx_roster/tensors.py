@@ -7,7 +7,7 @@ array that left the thread it was made on cannot be computed.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import mlx.core as mx
@@ -35,14 +35,33 @@ Targets = Mapping[str, Target]
 
 
 @dataclass(frozen=True, slots=True)
+class Draft:
+    """A small model in memory that drafts `tokens` at a time for a large one, whose tokens mean the same to it.
+
+    It knows token ids below `vocabulary`, and is of no use past `context`.
+    """
+
+    model: Module
+    tokens: int
+    context: int | None
+    vocabulary: int
+
+
+@dataclass(frozen=True, slots=True)
 class Loaded:
-    """A base model in memory. Token ids must be below `vocabulary`; `context` is None where nothing limits it."""
+    """A base model in memory. Token ids must be below `vocabulary`; `context` is None where nothing limits it.
+
+    `drafts` are by the names that requests have for them, in the roster's order; `generation` is what the model's own
+    generation_config.json has for request fields, by their names.
+    """
 
     model: Module
     tokenizer: Any
     config: dict[str, Any]
     context: int | None
     vocabulary: int
+    drafts: Mapping[str, Draft] = field(default_factory=dict)
+    generation: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -6,23 +6,27 @@ import logging
 import queue
 import warnings
 from dataclasses import dataclass, replace
+from functools import partial
 from types import TracebackType
 from typing import Protocol, Self
 
 import mlx.core as mx
 
 from mlx_roster.core import Capabilities, Delta, Generation, Limits, Measured, ModelSource
-from mlx_roster.engine.batch import Admission, Batch, Token
-from mlx_roster.engine.caches import cache_size
+from mlx_roster.engine.batch import Admission, Batch, copied
+from mlx_roster.engine.caches import cache_size, make_caches, quantization_for
+from mlx_roster.engine.grammar import Grammars
 from mlx_roster.engine.lora import Bank
 from mlx_roster.engine.memory import Memory
-from mlx_roster.engine.prefixes import Prefixes
+from mlx_roster.engine.prefixes import Prefix, Prefixes
 from mlx_roster.engine.preparing import Adapters, Preparer
 from mlx_roster.engine.prompts import Prompts
 from mlx_roster.engine.routed import Routing
 from mlx_roster.engine.rows import Row
-from mlx_roster.engine.scheduler import Cancel, Fetched, Plan, Rejection, Scheduler, Sequence
-from mlx_roster.engine.text import detokenizers
+from mlx_roster.engine.sampling import Sampler
+from mlx_roster.engine.scheduler import Plan, Scheduler
+from mlx_roster.engine.sequences import Cancel, Fetched, Rejection, Sequence, Token
+from mlx_roster.engine.text import Voices, prompt_text, token_bytes
 from mlx_roster.errors import AdapterIncompatible, InternalError, RosterError
 from mlx_roster.tensors import AdapterReader, Loaded
 
@@ -92,21 +96,51 @@ class Engine:
         self._context = loaded.context
         self._inbox = Inbox()
         self._prefixes = Prefixes(limits.prompt_cache_entries, limits.prompt_cache_bytes)
-        stop_tokens = loaded.tokenizer.eos_token_ids
-        self._batch = Batch(loaded.model, routing, stop_tokens, limits.max_concurrency, self._prefixes)
-        self._memory = Memory(source, cache_size(loaded.model), self._prefixes, lambda: self._batch.nbytes)
-        self._scheduler = Scheduler(limits.max_concurrency, source.max_adapters, self._memory.room)
+        tokenizer, stop_tokens = loaded.tokenizer, sorted(loaded.tokenizer.eos_token_ids)
+        quantization = quantization_for(loaded.model, source)
+        # What XTC must not take: the ends of lines and of the answer would never come.
+        kept = {*stop_tokens, *tokenizer.encode("\n", add_special_tokens=False)}
+        self._batch = Batch(
+            loaded.model,
+            routing,
+            Sampler(routing, stop_tokens, sorted(kept)),
+            stop_tokens,
+            limits.max_concurrency,
+            self._prefixes,
+            partial(make_caches, loaded.model, quantization),
+            loaded.vocabulary,
+        )
+        size = cache_size(loaded.model, quantization)
+        self._memory = Memory(source, size, self._prefixes, lambda: self._batch.nbytes)
+        spell = token_bytes(tokenizer)
+        self._scheduler = Scheduler(limits.max_concurrency, source.max_adapters, self._memory.room, spell)
         self._bank = Bank(loaded.model, routing, source.max_adapters)
         self._prompts = Prompts(
-            loaded.tokenizer, loaded.vocabulary, self._shortest(limits.max_context), marking=self._marking
+            tokenizer,
+            loaded.vocabulary,
+            self._shortest(limits.max_context),
+            marking=self._marking,
+            chat_template=source.chat_template,
+            template_args=source.template_args,
         )
         self._adapters = Adapters(reader, self._bank.targets, self._scheduler.slots, source.max_adapters)
-        self._preparer = Preparer(self._prompts, detokenizers(loaded.tokenizer), self._adapters, self._inbox.put)
+        self._preparer = Preparer(
+            self._prompts,
+            Voices(tokenizer),
+            partial(prompt_text, tokenizer),
+            Grammars(tokenizer, loaded.vocabulary, stop_tokens),
+            self._adapters,
+            self._inbox.put,
+        )
         self.capabilities = Capabilities(
             vocabulary=loaded.vocabulary,
             context=self._shortest(limits.max_context),
-            chat=self._prompts.chat,
             adapters=bool(self._bank.targets) and source.max_adapters > 0,
+            tools=bool(tokenizer.has_tool_calling),
+            reasoning=bool(tokenizer.has_thinking),
+            template=self._prompts.variables,
+            generation=dict(loaded.generation),
+            drafts=tuple(loaded.drafts),
         )
         self._stopped = False
         self._failed = False
@@ -138,7 +172,7 @@ class Engine:
         self._batch.close()
 
     def submit(self, sequence: int, generation: Generation) -> None:
-        """Start a sequence; what becomes of it, refusals too, comes through the output."""
+        """Start sequences, numbered from `sequence` on; what becomes of them, refusals too, comes through the output."""
         self._preparer.submit(sequence, generation)
 
     def cancel(self, sequence: int) -> None:
@@ -228,7 +262,7 @@ class Engine:
     def _step(self, plan: Plan) -> list[Token]:
         for sequence in plan.fetch:
             if sequence.adapter is not None:
-                self._preparer.submit(sequence.id, sequence.adapter.source)
+                self._preparer.fetch(sequence.id, sequence.adapter.source)
         if self._scheduler.idle and not plan.drop:
             return []
         self._rested = False
@@ -246,11 +280,39 @@ class Engine:
         return tokens
 
     def _admission(self, sequence: Sequence) -> Admission:
-        row = Row(sequence.slot, sequence.sampling, seed=sequence.sampling.seed or 0)
-        prefix = sequence.prefix or self._prefixes.take(sequence.key, sequence.prompt.tokens)
+        sampling = sequence.sampling
+        row = Row(
+            sequence.slot,
+            sampling,
+            seed=sampling.seed or 0,
+            recent=sequence.prompt.tokens[:-1],
+            gate=sequence.gate,
+            top=sequence.top,
+        )
+        prefix = None if sequence.scores else self._prefix(sequence)
+        return Admission(
+            sequence=sequence.id,
+            prompt=sequence.prompt,
+            max_tokens=sequence.max_tokens,
+            row=row,
+            key=sequence.key,
+            prefix=prefix,
+            fork=sequence.fork,
+            scores=sequence.scores,
+            endless=sampling.ignore_eos,
+        )
+
+    def _prefix(self, sequence: Sequence) -> Prefix | None:
+        """What there is of the prompt's caches."""
+        fork = sequence.fork
+        if fork is not None and fork.leader != sequence.id and sequence.prefix is not None:
+            return copied(sequence.prefix)
+        prefix: Prefix | None = sequence.prefix or self._prefixes.take(sequence.key, sequence.prompt.tokens)
         sequence.prefix = None
         sequence.cached = 0 if prefix is None else prefix.length
-        return Admission(sequence.id, sequence.prompt, sequence.max_tokens, row, sequence.key, prefix)
+        if fork is not None:
+            fork.cached = sequence.cached
+        return prefix
 
     def _place(self, plan: Plan) -> None:
         for sequence in plan.place:
@@ -269,9 +331,14 @@ class Engine:
                 # In the bank now: nobody needs the tensors they came from.
                 sequence.adapter = replace(sequence.adapter, weights=None)
 
-    def _publish(self, deltas: list[Delta]) -> None:
+    def _publish(self, said: list[Delta | Rejection]) -> None:
+        deltas = [one for one in said if isinstance(one, Delta)]
         if deltas:
             self._output.step(deltas)
+        if len(deltas) < len(said):
+            for one in said:
+                if isinstance(one, Rejection):
+                    self._output.rejected(one.sequence, one.error)
 
     def _recover(self, error: Exception) -> None:
         """Give up all that ran, and begin again with an empty batch: a second failure in a row ends the engine."""

@@ -10,7 +10,7 @@ from mlx_lm.models.cache import KVCache
 
 from mlx_roster.core import CacheSize, Measured, ModelSource
 from mlx_roster.engine.prefixes import Prefixes
-from mlx_roster.engine.scheduler import Sequence
+from mlx_roster.engine.sequences import Sequence
 
 #: Tokens of an answer that room is kept for. Many ask for more than they need: held to their word, few would run at a
 #: time. One that goes on for longer may come to exceed the share; then no other is let in.

@@ -24,6 +24,7 @@ from mlx_lm.models.cache import (
 
 from mlx_roster.engine.caches import leaves
 from mlx_roster.engine.prompts import Ids
+from mlx_roster.engine.quantized import QuantizedKV
 
 #: Tokens in common that make it worthwhile to begin from an entry. Most chats share the few that a template begins
 #: with, and prompts of the same length are taken in with less work than the same prompts cut to different lengths.
@@ -183,6 +184,6 @@ def _arrays(caches: Sequence[Any]) -> list[mx.array]:
 def _own(caches: Sequence[Any]) -> None:
     """What a batch hands out may be views, which would keep all of its buffers. Those of keys and values are none."""
     for cache in leaves(caches):
-        if isinstance(cache, KVCache | RotatingKVCache):
+        if isinstance(cache, KVCache | RotatingKVCache | QuantizedKV):
             continue
         cache.state = tree_map(lambda leaf: mx.contiguous(leaf) if isinstance(leaf, mx.array) else leaf, cache.state)

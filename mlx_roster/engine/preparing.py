@@ -1,28 +1,28 @@
-"""What can be done for a request off the step path, on threads of its own: tokenizing, and reading adapters."""
+"""What can be done for a request off the step path, on threads of its own: reading adapters, tokenizing, grammars."""
 
 from __future__ import annotations
 
-import functools
+import hashlib
 import logging
 import queue
 import random
 import threading
-from collections.abc import Callable, Container
-from typing import TypeVar
+from collections.abc import Callable, Container, Sequence as Several
+from dataclasses import dataclass
+from typing import Protocol
 from weakref import WeakValueDictionary
 
 import msgspec
 
-from mlx_roster.core import AdapterSource, Generation
-from mlx_roster.engine.prompts import Prompts
-from mlx_roster.engine.scheduler import Adapter, Cancel, Fetched, Rejection, Sequence
-from mlx_roster.engine.text import Detokenizer, TextStream
+from mlx_roster.core import AdapterSource, Generation, Text
+from mlx_roster.engine.prompts import Prompt, Prompts
+from mlx_roster.engine.rows import Gate
+from mlx_roster.engine.sequences import Adapter, Cancel, Fetched, Fork, Rejection, Sequence
+from mlx_roster.engine.text import Voice
 from mlx_roster.errors import AdapterIncompatible, InternalError, InvalidRequest, RosterError
 from mlx_roster.tensors import AdapterReader, AdapterWeights, Targets
 
 logger = logging.getLogger(__name__)
-
-Done = TypeVar("Done")
 
 #: Adapters that are remembered as being of no use with the model.
 MOST_REFUSED = 1024
@@ -66,33 +66,64 @@ class Adapters:
         return identity in self._resident or identity in self._refused
 
 
-class Preparer:
-    """Two threads that prepare requests, and put them, or why not, into the engine's inbox.
+class Gates(Protocol):
+    """Where the grammars of answers come from. Compiling one may take a second."""
 
-    One reads adapters, in order; the other does all else, so that a request without an adapter waits for no file. A
-    Cancel overtakes: it does not wait for what is being prepared. Open from `start` to `close`.
+    def wanted(self, generation: Generation) -> bool:
+        """Whether the answer is to follow one."""
+
+    def gate(self, generation: Generation, prompt_ids: list[int]) -> Gate | None:
+        """For one sequence. Raises InvalidRequest."""
+
+
+@dataclass(slots=True)
+class _Job:
+    """What is submitted, and what it has come to: sequences from `number` on."""
+
+    number: int
+    generation: Generation
+    adapter: Adapter | None = None
+    prompt: Prompt | None = None
+    max_tokens: int = 0
+
+    @property
+    def numbers(self) -> range:
+        return range(self.number, self.number + self.generation.n)
+
+
+class Preparer:
+    """Three threads that prepare requests, and put them, or why not, into the engine's inbox.
+
+    One reads adapters, one compiles grammars, each in order; the third does all else, so that a plain request waits for
+    neither. A Cancel overtakes: it does not wait for what is being prepared. Open from `start` to `close`. `voices`
+    makes what turns a sequence's tokens into text, and `read_back` says what the tokens of a prompt do.
     """
 
     def __init__(
         self,
         prompts: Prompts,
-        detokenizer: Callable[[], Detokenizer],
+        voices: Callable[[Generation, Several[int]], Voice],
+        read_back: Callable[[Several[int]], str],
+        gates: Gates,
         adapters: Adapters,
         put: Callable[[Sequence | Fetched | Cancel | Rejection], None],
     ) -> None:
         self._prompts = prompts
-        self._detokenizer = detokenizer
+        self._voices = voices
+        self._read_back = read_back
+        self._gates = gates
         self._adapters = adapters
         self._put = put
-        self._unread: queue.SimpleQueue[tuple[int, Generation | AdapterSource, AdapterSource] | None]
-        self._unread = queue.SimpleQueue()
-        self._unsaid: queue.SimpleQueue[tuple[int, Generation, Adapter | None] | None] = queue.SimpleQueue()
+        self._unread: queue.SimpleQueue[_Job | tuple[int, AdapterSource] | None] = queue.SimpleQueue()
+        self._unsaid: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._ungated: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         #: Submitted and not yet in the inbox; False once cancelled.
         self._wanted: dict[int, bool] = {}
         self._threads = [
-            threading.Thread(target=self._read, name="reader", daemon=True),
-            threading.Thread(target=self._prepare, name="preparer", daemon=True),
+            threading.Thread(target=_until_done, args=(self._read_one,), name="reader", daemon=True),
+            threading.Thread(target=_until_done, args=(self._prepare_one,), name="preparer", daemon=True),
+            threading.Thread(target=_until_done, args=(self._gate_one,), name="compiler", daemon=True),
         ]
 
     def start(self) -> None:
@@ -106,21 +137,28 @@ class Preparer:
             self._wanted.clear()
         self._unread.put(None)
         self._unsaid.put(None)
+        self._ungated.put(None)
         for thread in self._threads:
             thread.join()
 
-    def submit(self, number: int, job: Generation | AdapterSource) -> None:
-        """Prepare a request, or fetch again the adapter of a sequence that waits. From any thread."""
+    def submit(self, number: int, generation: Generation) -> None:
+        """Prepare a request's sequences, numbered from `number` on. From any thread."""
+        job = _Job(number, generation)
+        with self._lock:
+            self._wanted.update(dict.fromkeys(job.numbers, True))
+        if generation.adapter is not None:
+            self._unread.put(job)
+        else:
+            self._unsaid.put(job)
+
+    def fetch(self, number: int, source: AdapterSource) -> None:
+        """Read again the adapter of a sequence that waits. From any thread."""
         with self._lock:
             self._wanted[number] = True
-        source = job if isinstance(job, AdapterSource) else job.adapter
-        if source is not None:
-            self._unread.put((number, job, source))
-        elif isinstance(job, Generation):
-            self._unsaid.put((number, job, None))
+        self._unread.put((number, source))
 
     def cancel(self, number: int) -> None:
-        """Drop a request, wherever it is by now. From any thread."""
+        """Drop a sequence, wherever it is by now. From any thread."""
         with self._lock:
             if number in self._wanted:
                 self._wanted[number] = False
@@ -128,40 +166,58 @@ class Preparer:
 
     # One job in each call: what a thread that waits for the next one still referred to would stay in memory.
 
-    def _read(self) -> None:
-        while self._read_one():
-            pass
-
     def _read_one(self) -> bool:
-        item = self._unread.get()
-        if item is None:
-            return False
-        number, job, source = item
-        if not self._wanted.get(number, False):
-            self._deliver(number, None)
-            return True
-        found = _attempt(number, functools.partial(self._adapters.find, source))
-        if isinstance(found, Rejection):
-            self._deliver(number, found)
-        elif isinstance(job, Generation):
-            self._unsaid.put((number, job, found))
-        else:
-            self._deliver(number, Fetched(number, found))
+        job = self._unread.get()
+        match job:
+            case None:
+                return False
+            case _Job() if job.generation.adapter is not None and self._alive(job):
+                if self._attempted(job.numbers, lambda: self._read(job)):
+                    self._unsaid.put(job)
+            case (number, source) if self._wanted.get(number):
+                self._attempted(
+                    range(number, number + 1),
+                    lambda: self._deliver(number, Fetched(number, self._adapters.find(source))),
+                )
         return True
-
-    def _prepare(self) -> None:
-        while self._prepare_one():
-            pass
 
     def _prepare_one(self) -> bool:
-        item = self._unsaid.get()
-        if item is None:
-            return False
-        number, generation, adapter = item
-        wanted = self._wanted.get(number, False)
-        make = functools.partial(self._sequence, number, generation, adapter)
-        self._deliver(number, _attempt(number, make) if wanted else None)
-        return True
+        job = self._unsaid.get()
+        if job is not None and self._alive(job) and self._attempted(job.numbers, lambda: self._encode(job)):
+            if self._gates.wanted(job.generation):
+                self._ungated.put(job)
+            else:
+                self._attempted(job.numbers, lambda: self._finish(job))
+        return job is not None
+
+    def _gate_one(self) -> bool:
+        job = self._ungated.get()
+        if job is not None and self._alive(job):
+            self._attempted(job.numbers, lambda: self._finish(job))
+        return job is not None
+
+    def _alive(self, job: _Job) -> bool:
+        """Whether anybody still wants one of its sequences; if not, they are forgotten."""
+        if any(self._wanted.get(number) for number in job.numbers):
+            return True
+        for number in job.numbers:
+            self._deliver(number, None)
+        return False
+
+    def _attempted(self, numbers: range, work: Callable[[], None]) -> bool:
+        """Whether `work` went well. If it did not, the sequences are told why."""
+        try:
+            work()
+        except RosterError as error:
+            failure = error
+        except Exception:  # the thread boundary: whatever one request does, the next must find us here
+            logger.exception("sequence %d could not be prepared", numbers.start)
+            failure = InternalError("the request could not be prepared")
+        else:
+            return True
+        for number in numbers:
+            self._deliver(number, Rejection(number, failure))
+        return False
 
     def _deliver(self, number: int, outcome: Sequence | Fetched | Rejection | None) -> None:
         # Under the lock: a Cancel that does not find the request here comes after it in the inbox.
@@ -169,23 +225,57 @@ class Preparer:
             if self._wanted.pop(number, False) and outcome is not None:
                 self._put(outcome)
 
-    def _sequence(self, number: int, generation: Generation, adapter: Adapter | None) -> Sequence:
-        if "" in generation.stop:
+    def _read(self, job: _Job) -> None:
+        assert job.generation.adapter is not None
+        job.adapter = self._adapters.find(job.generation.adapter)
+
+    def _encode(self, job: _Job) -> None:
+        if "" in job.generation.stop:
             raise InvalidRequest("a stop string must not be empty", param="stop")
-        prompt, max_tokens = self._prompts.encode(generation)
-        sampling = generation.sampling
-        if sampling.seed is None:
-            sampling = msgspec.structs.replace(sampling, seed=random.getrandbits(64))
-        text = TextStream(self._detokenizer(), generation.stop)
-        return Sequence(number, prompt, max_tokens, sampling, text, adapter)
+        job.prompt, job.max_tokens = self._prompts.encode(job.generation)
+
+    def _finish(self, job: _Job) -> None:
+        assert job.prompt is not None
+        scores = job.generation.echo and job.generation.logprobs is not None
+        # Scores are of each sequence's own prompt, and a single token is not worth being shared.
+        shares = job.generation.n > 1 and not scores and len(job.prompt) > 1
+        fork = Fork(job.generation.n) if shares else None
+        made = [self._sequence(job, job.prompt, index, fork, scores) for index in range(job.generation.n)]
+        for sequence in made:
+            self._deliver(sequence.id, sequence)
+
+    def _sequence(self, job: _Job, prompt: Prompt, index: int, fork: Fork | None, scores: bool) -> Sequence:
+        generation = job.generation
+        return Sequence(
+            id=job.number + index,
+            prompt=prompt,
+            max_tokens=job.max_tokens,
+            sampling=msgspec.structs.replace(generation.sampling, seed=_seed(generation.sampling.seed, index)),
+            voice=self._voices(generation, prompt.ids),
+            adapter=job.adapter,
+            gate=self._gates.gate(generation, prompt.ids) if self._gates.wanted(generation) else None,
+            fork=fork,
+            top=generation.logprobs,
+            scores=scores,
+            opening=self._opening(generation, prompt) if generation.echo else "",
+            draft=generation.draft,
+            draft_tokens=generation.draft_tokens,
+        )
+
+    def _opening(self, generation: Generation, prompt: Prompt) -> str:
+        # A prompt that was text is said as it was, whatever a tokenizer makes of it.
+        return generation.prompt.text if isinstance(generation.prompt, Text) else self._read_back(prompt.ids)
 
 
-def _attempt(number: int, work: Callable[[], Done]) -> Done | Rejection:
-    """What `work` returns, or why it does not."""
-    try:
-        return work()
-    except RosterError as error:
-        return Rejection(number, error)
-    except Exception:  # the thread boundary: whatever one request does, the next must find us here
-        logger.exception("sequence %d could not be prepared", number)
-        return Rejection(number, InternalError("the request could not be prepared"))
+def _until_done(work: Callable[[], bool]) -> None:
+    while work():
+        pass
+
+
+def _seed(asked: int | None, index: int) -> int:
+    """Of the sequence at `index` of a request: the first one's is what was asked for."""
+    if asked is None:
+        return random.getrandbits(64)
+    if not index:
+        return asked
+    return int.from_bytes(hashlib.blake2b(f"{asked} {index}".encode(), digest_size=8).digest(), "big")

@@ -15,8 +15,18 @@ class Routing:
 
     def __init__(self) -> None:
         self.rows = Rows([])
+        #: (B, n) tokens that went in.
+        self.inputs = mx.zeros((0, 1), dtype=mx.int32)
+        #: (B, n, V) as the model has them; None once they have been sampled from.
+        self.logits: mx.array | None = None
         self._chosen: mx.array | None = None
         self._sorted: mx.array | None = None
+
+    def take(self) -> mx.array:
+        """The raw logits (B, V) of the last tokens, once. Held on to, they would hold on to all they were made of."""
+        assert self.logits is not None
+        logits, self.logits = self.logits, None
+        return logits[:, -1]
 
     def choose(self, experts: mx.array) -> None:
         """A router has chosen: (B, …) indices of experts, as its experts are about to get them."""
@@ -48,6 +58,9 @@ class Routed:
         self._routing = routing
 
     def __call__(self, inputs: mx.array, cache: list[Any]) -> mx.array:
-        self._routing.rows = cache[-1]
+        self._routing.rows, self._routing.inputs, self._routing.logits = cache[-1], inputs, None
         logits: mx.array = self.model(inputs, cache=cache[:-1])
+        if inputs.shape[1] == 1:
+            # Of longer ones nobody samples: a prompt's logits are not even computed.
+            self._routing.logits = logits
         return logits

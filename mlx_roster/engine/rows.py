@@ -7,51 +7,73 @@ rows as well, in the same order: row i of a forward pass is row i of its Rows.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import mlx.core as mx
+import numpy as np
 
 from mlx_roster.core import Sampling
+from mlx_roster.engine.penalties import Window
+from mlx_roster.engine.scores import Scores
+
+Made = TypeVar("Made")
+
+
+class Gate(Protocol):
+    """What one sequence may say next. Made on any thread, used on the engine's only.
+
+    `error` is set once the grammar has come to nothing: only end-of-sequence tokens are allowed from then on.
+    """
+
+    error: str | None
+
+    def advance(self, token: int) -> None:
+        """The sequence has drawn this. May come once more after an end-of-sequence token, and does nothing then."""
+
+    def mask(self, words: np.ndarray) -> bool:
+        """Fill int32 words, ceil(V / 32), all 0 before: a bit is set where a token is allowed. False: all are."""
 
 
 @dataclass(slots=True)
 class Row:
     """One sequence: its adapter's slot in the bank (0 is none), how it samples, and how often it has.
 
-    `seed` must be set for a row that samples; `draws` counts from its first token, whatever batch it was in.
+    `seed` must be set for a row that samples; `draws` counts from its first token, whatever batch it was in. `recent`
+    are the prompt's tokens without the last, for penalties. With `top`, each draw leaves the scores of so many tokens.
     """
 
     slot: int
     sampling: Sampling
     seed: int = 0
     draws: int = 0
+    recent: np.ndarray | Sequence[int] = ()
+    gate: Gate | None = None
+    top: int | None = None
+    scores: deque[tuple[Scores, int]] = field(default_factory=deque)
+    #: Where its last tokens are, once there is one, and at which place.
+    window: tuple[Window, int] | None = None
 
     @property
     def greedy(self) -> bool:
-        """Whether the likeliest token is taken: also with top_k 1, where nothing is left to chance."""
-        return self.sampling.temperature <= 0 or self.sampling.top_k == 1
+        """Whether the likeliest token is taken: also with top_k 1, where nothing is left to chance but by XTC."""
+        sampling = self.sampling
+        return sampling.temperature <= 0 or (sampling.top_k == 1 and sampling.xtc_probability <= 0)
 
+    def last(self) -> np.ndarray | mx.array:
+        """The last tokens (w,) that it has seen, those of the prompt among them."""
+        if self.window is None:
+            return np.asarray(self.recent, dtype=np.int32)
+        window, index = self.window
+        return window.tokens[index]
 
-@dataclass(slots=True)
-class Draw:
-    """Sampling parameters of a batch, on the device. `draws` is advanced by the sampler, in step with the host's count.
-
-    Shapes: (B, 2) for `seeds`, (B, 1) for all else. `sorts`: some row cuts off tokens. `mixed`: some row is greedy.
-    """
-
-    greedy: mx.array
-    temperature: mx.array
-    top_p: mx.array
-    top_k: mx.array
-    min_p: mx.array
-    seeds: mx.array
-    draws: mx.array
-    sorts: bool
-    mixed: bool
+    def score(self, token: int) -> tuple[float, list[tuple[int, float]]]:
+        """The log-probability of its oldest token not yet asked for, which is `token`, and the likeliest, falling."""
+        scores, index = self.scores.popleft()
+        return scores.read(index, token, self.top or 0)
 
 
 class Rows:
@@ -63,25 +85,20 @@ class Rows:
 
     def __init__(self, rows: Sequence[Row]) -> None:
         self._rows = list(rows)
-        self._drawn = 0
+        self._made: dict[Callable[..., Any], Any] = {}
+        #: How often these rows have drawn since that was last written into them.
+        self.drawn = 0
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __repr__(self) -> str:
-        return (
-            f"<Rows slots={[row.slot for row in self._rows]} draws={[row.draws + self._drawn for row in self._rows]}>"
-        )
+        return f"<Rows slots={[row.slot for row in self._rows]} draws={[row.draws + self.drawn for row in self._rows]}>"
 
     @cached_property
     def distinct(self) -> frozenset[int]:
         """The slots that rows have, 0 among them where some row has no adapter."""
         return frozenset(row.slot for row in self._rows)
-
-    @cached_property
-    def greedy(self) -> bool:
-        """Whether no row samples."""
-        return all(row.greedy for row in self._rows)
 
     @cached_property
     def single(self) -> int | None:
@@ -93,38 +110,28 @@ class Rows:
         """(B,) indices into the bank."""
         return mx.array([row.slot for row in self._rows], dtype=mx.uint32)
 
-    @cached_property
-    def draw(self) -> Draw:
-        """What the sampler needs of each row."""
-        asked = [row.sampling for row in self._rows]
-        return Draw(
-            greedy=_column([row.greedy for row in self._rows], mx.bool_),
-            temperature=_column([1.0 if row.greedy else row.sampling.temperature for row in self._rows], mx.float32),
-            # Off is more than all the mass, so that rounding drops no tail.
-            top_p=_column([sampling.top_p if sampling.top_p < 1 else 2.0 for sampling in asked], mx.float32),
-            # 0 is off: more than any vocabulary holds.
-            top_k=_column([sampling.top_k if sampling.top_k > 0 else 2**31 - 1 for sampling in asked], mx.int32),
-            min_p=_column([sampling.min_p for sampling in asked], mx.float32),
-            seeds=mx.array([_words(row.seed) for row in self._rows], dtype=mx.uint32),
-            draws=_column([row.draws for row in self._rows], mx.uint32),
-            mixed=any(row.greedy for row in self._rows),
-            sorts=any(not row.greedy and _cuts(row.sampling) for row in self._rows),
-        )
+    def once(self, make: Callable[[Sequence[Row]], Made]) -> Made:
+        """What `make` makes of these rows: the same until their composition changes."""
+        if make not in self._made:
+            self._made[make] = make(self._rows)
+        made: Made = self._made[make]
+        return made
 
     def drew(self) -> None:
         """The sampler has drawn one token for every row."""
-        self._drawn += 1
+        self.drawn += 1
 
     def _changed(self, rows: list[Row]) -> None:
         self._rows = rows
-        for name in ("distinct", "greedy", "single", "slots", "draw"):
+        self._made.clear()
+        for name in ("distinct", "single", "slots"):
             self.__dict__.pop(name, None)
 
     def _settle(self) -> None:
         """Write the draws of this composition into its rows, before the rows part."""
         for row in self._rows:
-            row.draws += self._drawn
-        self._drawn = 0
+            row.draws += self.drawn
+        self.drawn = 0
 
     # The verbs of mlx-lm's caches.
 
@@ -183,17 +190,3 @@ class Rows:
     @property
     def nbytes(self) -> int:
         return 0
-
-
-def _column(values: list[Any], dtype: mx.Dtype) -> mx.array:
-    return mx.array(values, dtype=dtype)[:, None]
-
-
-def _cuts(sampling: Sampling) -> bool:
-    return sampling.top_p < 1 or sampling.top_k > 0 or sampling.min_p > 0
-
-
-def _words(seed: int) -> list[int]:
-    """Two random-looking words of 32 bits, the same for the same seed, of whatever size and sign."""
-    digest = hashlib.blake2b(str(seed).encode(), digest_size=8).digest()
-    return [int.from_bytes(digest[:4], "big"), int.from_bytes(digest[4:], "big")]

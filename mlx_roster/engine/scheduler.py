@@ -7,76 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
-from mlx_roster.core import AdapterSource, Delta, FinishReason, Sampling, Usage
-from mlx_roster.engine.prompts import Prompt
+from mlx_roster.core import Alternative, Aside, Delta, FinishReason, Scored, Usage
+from mlx_roster.engine.sequences import Adapter, Cancel, Fetched, Rejection, Score, Sequence, Token
 from mlx_roster.engine.slots import Slots
-from mlx_roster.engine.text import TextStream
-from mlx_roster.errors import RosterError
-from mlx_roster.tensors import AdapterWeights
+from mlx_roster.errors import InternalError
 
 #: How many sequences may overtake one that waits for an adapter's slot, before no slot is leased to any but it.
 OVERTAKES = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Adapter:
-    """The adapter of a sequence. `weights` is None where it lay in a slot already when the sequence was prepared."""
-
-    identity: str
-    source: AdapterSource
-    weights: AdapterWeights | None
-
-
-@dataclass(slots=True, eq=False)
-class Sequence:
-    """One generation, prepared: `prompt` has been checked, and `max_tokens` fits the context behind it.
-
-    `cached` of the prompt's tokens had been computed before, for another. `prefix` is what there is of them where the
-    engine has looked for them already; it is of no concern here.
-    """
-
-    id: int
-    prompt: Prompt
-    max_tokens: int
-    sampling: Sampling
-    text: TextStream
-    adapter: Adapter | None = None
-    slot: int = 0
-    cached: int = 0
-    completion: int = 0
-    overtaken: int = 0
-    fetching: bool = False
-    prefix: Any = None
-
-    @property
-    def key(self) -> str | None:
-        """Whose caches it can begin with. Not a name: what that means may change."""
-        return None if self.adapter is None else self.adapter.identity
-
-
-@dataclass(frozen=True, slots=True)
-class Cancel:
-    """Drop a sequence, if it is still there."""
-
-    sequence: int
-
-
-@dataclass(frozen=True, slots=True)
-class Rejection:
-    """A sequence that could not be prepared."""
-
-    sequence: int
-    error: RosterError
-
-
-@dataclass(frozen=True, slots=True)
-class Fetched:
-    """The adapter of a waiting sequence, with its weights again."""
-
-    sequence: int
-    adapter: Adapter
 
 
 @dataclass(slots=True)
@@ -97,7 +35,8 @@ class Scheduler:
     """Waiting, running and leaving sequences. At most `max_concurrency` run; the rest wait in order of arrival.
 
     One is let in where `room` says so of it and those that run; it must be so where none runs. Only one that must wait
-    for an adapter's slot is overtaken, and only `OVERTAKES` times by others that lease one.
+    for an adapter's slot is overtaken, and only `OVERTAKES` times by others that lease one; and those whose prompt
+    another sequence is computing. `spell` gives the bytes of a token.
     """
 
     def __init__(
@@ -105,10 +44,12 @@ class Scheduler:
         max_concurrency: int,
         max_adapters: int,
         room: Callable[[Sequence, Collection[Sequence]], bool] = lambda sequence, running: True,
+        spell: Callable[[int], bytes] = lambda token: b"",
     ) -> None:
         #: May be changed at any time; what runs goes on.
         self.max_concurrency = max_concurrency
         self._room = room
+        self._spell = spell
         self._waiting: dict[int, Sequence] = {}
         self._running: dict[int, Sequence] = {}
         #: Running already, and in the next plan's `admit`.
@@ -134,8 +75,9 @@ class Scheduler:
                 self._waiting[number].fetching = False
             case Cancel(number) if number in self._running:
                 self._leave(number)
-            case Cancel(number):
-                self._waiting.pop(number, None)
+            case Cancel(number) if number in self._waiting:
+                if (fork := self._waiting.pop(number).fork) is not None:
+                    fork.dropped()
 
     def schedule(self) -> Plan:
         """Decide the next step. Sequences in `admit` run from here on, with their slots leased."""
@@ -155,6 +97,8 @@ class Scheduler:
         for sequence in list(self._waiting.values()):
             if len(self._running) >= self.max_concurrency:
                 return
+            if sequence.fork is not None and sequence.fork.pending:
+                continue
             adapter = sequence.adapter
             if adapter is not None and not self._may_lease(sequence, adapter, passed, plan):
                 continue
@@ -196,6 +140,10 @@ class Scheduler:
     def _run(self, sequence: Sequence, plan: Plan) -> None:
         self._running[sequence.id] = self._waiting.pop(sequence.id)
         plan.admit.append(sequence)
+        if (fork := sequence.fork) is not None:
+            if fork.caches is not None:
+                sequence.prefix, sequence.cached = fork.caches, fork.cached
+            fork.joined(sequence.id)
 
     def unplaced(self, plan: Plan, identity: str) -> list[int]:
         """An adapter in `plan.place` cannot be put into its slot: who came for it leaves the plan, and is returned.
@@ -207,35 +155,59 @@ class Scheduler:
         self._joining = [one for one in self._joining if one not in refused]
         for sequence in refused:
             del self._running[sequence.id]
+            if sequence.fork is not None:
+                sequence.fork.left(sequence.id)
         self.slots.forget(identity)
         return [sequence.id for sequence in refused]
 
-    def fold(self, tokens: Iterable[tuple[int, int, FinishReason | None]]) -> list[Delta]:
-        """What a step's tokens (sequence, id, finish) add to the texts. Those of who has left add nothing."""
-        deltas = []
-        for number, token, finish in tokens:
-            sequence = self._running.get(number)
+    def fold(self, tokens: Iterable[Token]) -> list[Delta | Rejection]:
+        """What a step's tokens add to the texts. Those of who has left add nothing."""
+        said: list[Delta | Rejection] = []
+        for token in tokens:
+            sequence = self._running.get(token.sequence)
             if sequence is None:
                 continue
-            sequence.completion += 1
-            # The end-of-sequence token is counted, never shown.
-            text = "" if finish == "stop" else sequence.text.add(token)
-            if finish is None and not sequence.text.stopped:
-                deltas.append(Delta(number, text))
+            if sequence.gate is not None and sequence.gate.error is not None:
+                self._leave(sequence.id)
+                said.append(Rejection(sequence.id, InternalError("the grammar of the answer could not be followed")))
             else:
-                deltas.append(self._finish(sequence, text, finish))
-        return deltas
+                said.append(self._said(sequence, token))
+        return said
 
-    def _finish(self, sequence: Sequence, text: str, finish: FinishReason | None) -> Delta:
-        if not sequence.text.stopped:
-            text += sequence.text.finish()
-        if finish is None:
+    def _said(self, sequence: Sequence, token: Token) -> Delta:
+        voice, text = sequence.voice, ""
+        if token.id is not None:
+            sequence.completion += 1
+            # An end-of-sequence token is counted, never shown.
+            text = "" if token.finish == "stop" else voice.add(token.id)
+        ends = token.finish is not None or voice.stopped
+        if ends and not voice.stopped:
+            text += voice.finish()
+        if sequence.opening:
+            text, sequence.opening = sequence.opening + text, ""
+        aside = self._aside(sequence, token)
+        if not ends:
+            return Delta(sequence.id, text, None, None, aside)
+        if token.finish is None:
             # Only we know of the stop string: the batch would go on.
             self._leave(sequence.id)
         else:
             self._release(self._running.pop(sequence.id))
-        reason: FinishReason = "stop" if sequence.text.stopped or finish is None else finish
-        return Delta(sequence.id, text, reason, Usage(len(sequence.prompt), sequence.completion, sequence.cached))
+        usage = Usage(len(sequence.prompt), sequence.completion, sequence.cached, voice.reasoning)
+        return Delta(sequence.id, text, _reason(sequence, token), usage, aside)
+
+    def _aside(self, sequence: Sequence, token: Token) -> Aside | None:
+        said = sequence.voice.aside()
+        if said is None and token.score is None and not token.prompt:
+            return None
+        reasoning, calls = said or ("", [])
+        scores = [] if token.score is None or token.id is None else [self._scored(token.id, token.score)]
+        prompt = [self._scored(one, score) for one, score in zip(sequence.prompt.ids, token.prompt, strict=False)]
+        return Aside(reasoning, calls, scores, prompt)
+
+    def _scored(self, token: int, score: Score) -> Scored:
+        logprob, top = score
+        return Scored(token, self._spell(token), logprob, [Alternative(one, self._spell(one), its) for one, its in top])
 
     def _leave(self, number: int) -> None:
         sequence = self._running.pop(number)
@@ -246,14 +218,25 @@ class Scheduler:
             self._leaving.append(number)
 
     def _release(self, sequence: Sequence) -> None:
+        if sequence.fork is not None:
+            sequence.fork.left(sequence.id)
         if sequence.adapter is not None:
             self.slots.release(sequence.adapter.identity)
 
     def abandon(self) -> list[int]:
         """Let go of all that runs and of all slots, after a step that failed halfway. Returns who that was."""
         abandoned = list(self._running)
+        for sequence in self._running.values():
+            if sequence.fork is not None:
+                sequence.fork.left(sequence.id)
         self._running.clear()
         self._joining.clear()
         self._leaving.clear()
         self.slots.clear()
         return abandoned
+
+
+def _reason(sequence: Sequence, token: Token) -> FinishReason:
+    if token.finish == "length" and not sequence.voice.stopped:
+        return "length"
+    return "tool_calls" if sequence.voice.called else "stop"

@@ -34,9 +34,10 @@ def test_answer_is_what_mlx_lm_says(engine: Driven, model: Path) -> None:
 
 
 def test_capabilities(engine: Driven, model: Path) -> None:
-    assert engine.capabilities == Capabilities(vocabulary=321, context=512, chat=True, adapters=True)
+    variables = ("add_generation_prompt", "messages")
+    assert engine.capabilities == Capabilities(321, context=512, adapters=True, template=variables)
     with tiny.driven(model, max_adapters=0, max_context=100) as bare:
-        assert bare.capabilities == Capabilities(vocabulary=321, context=100, chat=True, adapters=False)
+        assert bare.capabilities == Capabilities(321, context=100, adapters=False, template=variables)
 
 
 def test_usage_counts_prompt_and_completion(engine: Driven) -> None:

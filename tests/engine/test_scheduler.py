@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from mlx_roster.core import AdapterSource, Delta, Sampling, Usage
 from mlx_roster.engine.prompts import Prompt
-from mlx_roster.engine.scheduler import OVERTAKES, Adapter, Cancel, Fetched, Plan, Scheduler, Sequence
+from mlx_roster.engine.scheduler import OVERTAKES, Plan, Scheduler
+from mlx_roster.engine.sequences import Adapter, Cancel, Fetched, Sequence, Token
 from mlx_roster.engine.slots import Slots
 from mlx_roster.engine.text import TextStream
 from mlx_roster.tensors import AdapterWeights
@@ -50,7 +51,7 @@ def test_sequences_run_in_order_of_arrival_up_to_the_limit() -> None:
     it = scheduler(*map(sequence, range(6)))
     assert ids(it.schedule().admit) == [0, 1, 2, 3]
     assert ids(it.schedule().admit) == []
-    it.fold([(1, 0, "length")])
+    it.fold([Token(1, 0, "length")])
     assert ids(it.schedule().admit) == [4]
     assert repr(it) == "<Scheduler: 4 running, 1 waiting | <Slots: 2 free, idle [], leased {}>>"
 
@@ -61,9 +62,9 @@ def test_limit_that_changes_holds_for_who_comes_next() -> None:
     it.max_concurrency = 3
     assert ids(it.schedule().admit) == [2]
     it.max_concurrency = 1
-    it.fold([(0, 0, "length"), (1, 0, "length")])
+    it.fold([Token(0, 0, "length"), Token(1, 0, "length")])
     assert ids(it.schedule().admit) == []
-    it.fold([(2, 0, "length")])
+    it.fold([Token(2, 0, "length")])
     assert ids(it.schedule().admit) == [3]
 
 
@@ -88,7 +89,7 @@ def test_one_that_there_is_no_room_for_is_overtaken_by_none() -> None:
     assert places.asked == [(0, []), (1, [0]), (2, [0, 1])]
     assert ids(it.schedule().admit) == []
     assert not it.idle
-    it.fold([(0, 0, "stop")])
+    it.fold([Token(0, 0, "stop")])
     places.count = 9
     assert ids(it.schedule().place) == [2]
     assert ids(it.schedule().admit) == [2, 3]
@@ -100,7 +101,7 @@ def test_one_alone_is_let_in_whatever_it_needs() -> None:
         it.apply(sequence(number))
     for number in range(3):
         assert ids(it.schedule().admit) == [number]
-        it.fold([(number, 0, "stop")])
+        it.fold([Token(number, 0, "stop")])
 
 
 def test_room_is_not_asked_for_by_who_waits_for_an_adapter() -> None:
@@ -130,7 +131,7 @@ def test_cancelled_sequence_leaves_with_the_next_plan_and_says_nothing_more() ->
     it = scheduler(sequence(1), sequence(2))
     it.schedule()
     it.apply(Cancel(1))
-    assert it.fold([(1, 0, None), (2, 0, None)]) == [Delta(2, "a")]
+    assert it.fold([Token(1, 0, None), Token(2, 0, None)]) == [Delta(2, "a")]
     assert it.schedule().drop == [1]
     assert it.schedule().drop == []
 
@@ -140,7 +141,7 @@ def test_cancelled_while_waiting_never_runs_and_unknown_ids_are_ignored() -> Non
     it.schedule()
     it.apply(Cancel(2))
     it.apply(Cancel(99))
-    it.fold([(1, 0, "stop")])
+    it.fold([Token(1, 0, "stop")])
     it.apply(Cancel(1))
     assert it.schedule() == Plan(drop=[])
     assert it.idle
@@ -149,8 +150,8 @@ def test_cancelled_while_waiting_never_runs_and_unknown_ids_are_ignored() -> Non
 def test_deltas_carry_text_and_the_last_one_the_usage() -> None:
     it = scheduler(sequence(1))
     it.schedule()
-    assert it.fold([(1, 7, None)]) == [Delta(1, "h")]
-    assert it.fold([(1, 8, "length")]) == [Delta(1, "i", "length", Usage(3, 2))]
+    assert it.fold([Token(1, 7, None)]) == [Delta(1, "h")]
+    assert it.fold([Token(1, 8, "length")]) == [Delta(1, "i", "length", Usage(3, 2))]
     assert it.idle
 
 
@@ -158,38 +159,38 @@ def test_usage_says_what_was_cached() -> None:
     it = scheduler(sequence(1))
     (admitted,) = it.schedule().admit
     admitted.cached = 2
-    assert it.fold([(1, 8, "length")]) == [Delta(1, "i", "length", Usage(3, 1, 2))]
+    assert it.fold([Token(1, 8, "length")]) == [Delta(1, "i", "length", Usage(3, 1, 2))]
 
 
 def test_end_of_sequence_token_is_counted_and_not_shown() -> None:
     it = scheduler(sequence(1))
     it.schedule()
-    it.fold([(1, 7, None)])
-    assert it.fold([(1, 25, "stop")]) == [Delta(1, "", "stop", Usage(3, 2))]
+    it.fold([Token(1, 7, None)])
+    assert it.fold([Token(1, 25, "stop")]) == [Delta(1, "", "stop", Usage(3, 2))]
 
 
 def test_stop_string_ends_a_sequence_that_the_batch_would_go_on_with() -> None:
     it = scheduler(sequence(1, stop=("bc",)))
     it.schedule()
-    assert it.fold([(1, 0, None)]) == [Delta(1, "a")]
-    assert it.fold([(1, 1, None)]) == [Delta(1, "")]
-    assert it.fold([(1, 2, None)]) == [Delta(1, "", "stop", Usage(3, 3))]
-    assert it.fold([(1, 3, None)]) == []
+    assert it.fold([Token(1, 0, None)]) == [Delta(1, "a")]
+    assert it.fold([Token(1, 1, None)]) == [Delta(1, "")]
+    assert it.fold([Token(1, 2, None)]) == [Delta(1, "", "stop", Usage(3, 3))]
+    assert it.fold([Token(1, 3, None)]) == []
     assert it.schedule().drop == [1]
 
 
 def test_stop_string_in_the_last_token_is_a_stop() -> None:
     it = scheduler(sequence(1, stop=("b",)))
     it.schedule()
-    assert it.fold([(1, 1, "length")]) == [Delta(1, "", "stop", Usage(3, 1))]
+    assert it.fold([Token(1, 1, "length")]) == [Delta(1, "", "stop", Usage(3, 1))]
     assert it.schedule().drop == []
 
 
 def test_text_held_back_for_a_stop_string_is_flushed_at_the_end() -> None:
     it = scheduler(sequence(1, stop=("bcd",)))
     it.schedule()
-    assert it.fold([(1, 1, None)]) == [Delta(1, "")]
-    assert it.fold([(1, 2, "length")]) == [Delta(1, "bc", "length", Usage(3, 2))]
+    assert it.fold([Token(1, 1, None)]) == [Delta(1, "")]
+    assert it.fold([Token(1, 2, "length")]) == [Delta(1, "bc", "length", Usage(3, 2))]
 
 
 def test_adapter_is_placed_once_for_all_that_want_it() -> None:
@@ -201,9 +202,9 @@ def test_adapter_is_placed_once_for_all_that_want_it() -> None:
 def test_slot_is_not_reused_while_leased() -> None:
     it = scheduler(sequence(1, adapter("x")), sequence(2, adapter("y")), sequence(3, adapter("z")))
     assert ids(it.schedule().admit) == [1, 2]
-    it.fold([(1, 0, None), (2, 0, None)])
+    it.fold([Token(1, 0, None), Token(2, 0, None)])
     assert it.schedule() == Plan(drop=[])
-    it.fold([(2, 0, "stop")])
+    it.fold([Token(2, 0, "stop")])
     (placed,) = it.schedule().place
     assert (placed.id, placed.slot) == (3, 2)
     assert ids(it.schedule().admit) == [3]
@@ -212,7 +213,7 @@ def test_slot_is_not_reused_while_leased() -> None:
 def test_adapter_still_in_its_slot_is_not_placed_again() -> None:
     it = scheduler(sequence(1, adapter("x")))
     it.schedule()
-    it.fold([(1, 0, "stop")])
+    it.fold([Token(1, 0, "stop")])
     it.apply(sequence(2, adapter("x", read=False)))
     plan = it.schedule()
     assert (ids(plan.place), ids(plan.admit), plan.admit[0].slot) == ([], [2], 1)
@@ -250,12 +251,12 @@ def test_sequence_waiting_for_a_slot_is_overtaken_only_so_often() -> None:
         if not admitted:
             break
         overtakes += 1
-        it.fold([(number, 0, "stop")])
+        it.fold([Token(number, 0, "stop")])
         number += 1
     assert overtakes == OVERTAKES
     it.apply(sequence(5))
     assert ids(it.schedule().admit) == [5], "who needs no slot may always pass"
-    it.fold([(0, 0, "stop")])
+    it.fold([Token(0, 0, "stop")])
     assert ids(it.schedule().place) == [1]
 
 
@@ -397,7 +398,7 @@ def test_what_is_pinned_again_keeps_its_slot_again() -> None:
 def test_sequence_of_a_pinned_adapter_pins_it() -> None:
     it = scheduler(sequence(1, adapter("x", pin=True)), sequence(2, adapter("y")))
     it.schedule()
-    it.fold([(1, 5, "length")])
+    it.fold([Token(1, 5, "length")])
     it.apply(sequence(3, adapter("z")))
     plan = it.schedule()
     assert (ids(plan.place), ids(plan.admit)) == ([], [])

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from mlx_roster.engine.text import ByteDetokenizer, Stops, TextStream, WindowDetokenizer, detokenizers
+from mlx_roster.engine.detokenizing import ByteDetokenizer, WindowDetokenizer, detokenizers
+from mlx_roster.engine.stops import Stops
+from mlx_roster.engine.text import TextStream
 from tests.engine import tiny
 
 

@@ -23,7 +23,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerFast
 
 from mlx_roster.core import AdapterSource, Delta, Generation, Limits, Measured, ModelSource, Sampling, Text, Tokens
-from mlx_roster.engine.batch import Token
+from mlx_roster.engine.sequences import Token
 from mlx_roster.engine.loop import Engine
 from mlx_roster.engine.scheduler import Plan
 from mlx_roster.errors import RosterError
@@ -139,7 +139,7 @@ def write_model(
     """
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = write_tokenizer(folder)
-    config = SIZES | FAMILIES[family] | {"model_type": family, "vocab_size": len(tokenizer)}
+    config = SIZES | FAMILIES.get(family, {}) | {"model_type": family, "vocab_size": len(tokenizer)}
     config |= {"eos_token_id": tokenizer.eos_token_id} | sizes
     module = import_module(f"mlx_lm.models.{family}")
     mx.random.seed(seed)

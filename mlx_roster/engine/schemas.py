@@ -1,0 +1,232 @@
+"""JSON Schemas of requests, before they become grammars: what cannot be enforced is refused by name, never left out.
+
+For the thread that compiles. References are followed inside a schema only; nothing is fetched.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import json
+import re
+from collections.abc import Iterator
+from decimal import Decimal
+from typing import Any
+from urllib.parse import unquote
+
+from llguidance import LLMatcher, LLParserLimits
+
+from mlx_roster.errors import InvalidRequest
+
+#: A schema's text has at most so many bytes.
+SIZE = 64 * 2**10
+
+#: How deep a schema may be nested when every `$ref` is followed once, one behind the other: llguidance recurses that
+#: far, and 3 kB of the thread's stack go with every level.
+DEPTH = 800
+
+#: How many conditions on text a schema may have that joins schemas: in the worst case each is intersected with all
+#: others, and compiling takes four times as long with every one of them.
+JOINED = 8
+_CONDITIONS = {"pattern": 1, "format": 1, "multipleOf": 3}
+
+#: Each of `patternProperties` is compared with all others, and a `multipleOf` has as many states as its digits say.
+PATTERNS = 32
+MULTIPLE = 10_000
+
+#: What a compiled grammar may take: the defaults, by which no step takes more than some 15 ms, but fewer of a lexer's
+#: states, which are 1 to 2 kB each.
+LIMITS = LLParserLimits(max_lexer_states=50_000, verbose_errors=False)
+
+#: Between the parts of JSON there may be a blank, or a line break with an indentation: enough for either style, and too
+#: little for a model that has begun to say whitespace to go on with it. Without \\u, which the model does not need, no
+#: property has a second spelling that its schema would not see.
+_STYLE = {
+    "item_separator": ",",
+    "key_separator": ":",
+    "whitespace_flexible": True,
+    "whitespace_pattern": r" |\n {0,16}",
+    "json_allowed_escapes": 'nrtbf\\"',
+    "json_allow_general_unicode_escapes": False,
+    "coerce_one_of": False,
+    "lenient": False,
+}
+
+#: Where schemas are inside of a schema: as a keyword's value, in a list, and in an object by names.
+_ONE = frozenset(("items", "additionalProperties", "additionalItems", "not", "if", "then", "else", "contains"))
+_LISTED = frozenset(("allOf", "anyOf", "oneOf", "prefixItems", "items"))
+_NAMED = frozenset(("properties", "patternProperties", "$defs", "definitions", "dependentSchemas"))
+
+#: Keywords that ask for something: a name that is nearly one of these is taken for a slip, and any other for a note.
+_ASKING = _ONE | _LISTED | _NAMED
+_ASKING |= {"type", "enum", "const", "$ref", "required", "dependentRequired", "propertyNames", "format", "pattern"}
+_ASKING |= {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "minLength", "maxLength"}
+_ASKING |= {"minItems", "maxItems", "uniqueItems", "minContains", "maxContains", "minProperties", "maxProperties"}
+_ASKING |= {"unevaluatedItems", "unevaluatedProperties"}
+_NOTES = frozenset(("title", "description", "default", "example", "examples", "id", "$id", "$anchor"))
+
+#: What llguidance says of a schema, and what clients are told.
+_SAID = (
+    (r"Unimplemented keys: \[(?P<a>.*)\]", "it uses {a}"),
+    (r"oneOf constraints", "it uses 'oneOf' with branches that no type or constant tells apart"),
+    (r"Unknown format: (?P<a>.*)", "it uses 'format' {a!r}"),
+    (r"Invalid type: (?P<a>.*)", "its 'type' {a!r} is none of JSON Schema's"),
+    (r"Pointer '(?P<a>.*)' does not exist", "its '$ref' to {a!r} leads nowhere"),
+    (r"Resource '(?P<a>.*)' is not present", "its '$ref' or '$id' {a!r} lies outside, and nothing is fetched"),
+    (r"circular references", "its '$ref' leads back to itself beside other keywords"),
+    (r"(?s)regex parse error:.*error: (?P<a>.*)", "its 'pattern': {a}"),
+    (r"patternProperty regexes", "its 'patternProperties' overlap"),
+    (r"Failed to generate regex for", "its 'minimum' and 'maximum' are too far apart"),
+    (r"min/maxProperties", "it uses 'minProperties' or 'maxProperties' beside optional properties"),
+    (r"recursion limit", "it is nested too deeply"),
+    (r"NoExtension", "nothing fits it"),
+    (r"Unsatisfiable schema: (?P<a>.*)", "nothing fits it ({a})"),
+    (r"(?i)too (large|complex|many|big)|fuel|determine if regex|limit|current row", "it is too complex"),
+)
+
+
+def parsed(text: str, what: str, param: str) -> Any:
+    """A schema from its text, which is checked for being JSON and for its size only."""
+    if len(text.encode()) > SIZE:
+        raise InvalidRequest(f"{what} is larger than {SIZE // 2**10} KiB", param=param)
+    try:
+        return json.loads(text, parse_constant=_no_number)
+    except RecursionError as error:
+        raise InvalidRequest(f"{what} is nested too deeply", param=param) from error
+    except ValueError as error:
+        raise InvalidRequest(f"{what} is not valid JSON", param=param) from error
+
+
+def enforceable(schema: Any, what: str, param: str) -> str:
+    """The schema as a Lark grammar's `%json` takes it.
+
+    Raises InvalidRequest that says why `what` cannot be enforced.
+    """
+    try:
+        problem = _limited(schema)
+        if problem is None:
+            # What a schema itself says to llguidance is not heard.
+            text = json.dumps({**({} if schema is True else schema), "x-guidance": _STYLE}, allow_nan=False)
+            found = LLMatcher.validate_grammar(LLMatcher.grammar_from_json_schema(text), limits=LIMITS)
+            problem = explained(found) if found else None
+    except RecursionError:
+        problem = "it is nested too deeply"
+    except ValueError as error:
+        problem = explained(str(error))
+    if problem is not None:
+        raise InvalidRequest(f"{what} cannot be enforced: {problem}", param=param)
+    return text
+
+
+def explained(problem: str) -> str:
+    """What llguidance says of a schema or its grammar, for clients."""
+    for pattern, said in _SAID:
+        match = re.search(pattern, problem)
+        if match is not None:
+            return said.format(**{name: text.replace('"', "'") for name, text in match.groupdict().items()})
+    return problem.strip().splitlines()[0][:200]
+
+
+def _limited(schema: Any) -> str | None:
+    """What is wrong with a schema that llguidance would take, or would take too long over."""
+    if schema is True:
+        return None
+    if not isinstance(schema, dict):
+        return "it must be an object"
+    nodes = list(_nodes(schema))
+    problems = (
+        _slip(nodes),
+        _depth(schema, nodes),
+        _patterns(nodes),
+        _multiples(nodes),
+        _joined(nodes),
+    )
+    return next((problem for problem in problems if problem is not None), None)
+
+
+def _nodes(schema: Any) -> Iterator[dict[str, Any]]:
+    """The schema and all schemas inside."""
+    if not isinstance(schema, dict):
+        return
+    yield schema
+    for keyword, value in schema.items():
+        if keyword in _NAMED and isinstance(value, dict):
+            inside = list(value.values())
+        elif keyword in _LISTED and isinstance(value, list):
+            inside = value
+        else:
+            inside = [value] if keyword in _ONE else []
+        for one in inside:
+            yield from _nodes(one)
+
+
+def _slip(nodes: list[dict[str, Any]]) -> str | None:
+    for name in dict.fromkeys(itertools.chain.from_iterable(nodes)):
+        if name not in _ASKING | _NOTES:
+            near = difflib.get_close_matches(name, _ASKING, n=1, cutoff=0.8)
+            if near:
+                return f"it has {name!r}; did you mean {near[0]!r}?"
+    return None
+
+
+def _depth(schema: dict[str, Any], nodes: list[dict[str, Any]]) -> str | None:
+    # A reference by anything but a pointer may lead anywhere.
+    targets = {ref: _at(schema, ref) for node in nodes if isinstance(ref := node.get("$ref"), str)}
+    depth = _levels(schema) + sum(_levels(target) for target in targets.values())
+    return "it is nested too deeply" if depth > DEPTH else None
+
+
+def _at(schema: dict[str, Any], ref: str) -> Any:
+    found: Any = schema
+    for step in ref.removeprefix("#").split("/")[1:]:
+        name = unquote(step).replace("~1", "/").replace("~0", "~")
+        if isinstance(found, dict) and name in found:
+            found = found[name]
+        elif isinstance(found, list) and name.isdecimal() and int(name) < len(found):
+            found = found[int(name)]
+        else:
+            return schema
+    return found
+
+
+def _levels(value: Any) -> int:
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + max(map(_levels, inside), default=0)
+
+
+def _patterns(nodes: list[dict[str, Any]]) -> str | None:
+    count = sum(len(node["patternProperties"]) for node in nodes if isinstance(node.get("patternProperties"), dict))
+    return f"it has more than {PATTERNS} 'patternProperties'" if count > PATTERNS else None
+
+
+def _multiples(nodes: list[dict[str, Any]]) -> str | None:
+    for node in nodes:
+        value = node.get("multipleOf")
+        if isinstance(value, int | float) and int("".join(map(str, Decimal(repr(value)).as_tuple().digits))) > MULTIPLE:
+            return f"its 'multipleOf' {value} has too many digits"
+    return None
+
+
+def _joined(nodes: list[dict[str, Any]]) -> str | None:
+    if not any(_joins(node) for node in nodes):
+        return None
+    count = sum(weight for node in nodes for keyword, weight in _CONDITIONS.items() if keyword in node)
+    return (
+        "it joins schemas ('allOf', or '$ref', 'anyOf', 'oneOf' beside other keywords) and has too many of 'pattern', "
+        "'format' and 'multipleOf' for that"
+        if count > JOINED
+        else None
+    )
+
+
+def _joins(node: dict[str, Any]) -> bool:
+    """Whether a value must fit several schemas at once here."""
+    whole = node.get("allOf")
+    parts = len(whole) if isinstance(whole, list) else 0
+    parts += sum(keyword in node for keyword in ("$ref", "anyOf", "oneOf"))
+    parts += bool(_ASKING.difference(("type", "allOf", "$ref", "anyOf", "oneOf", "$defs", "definitions")) & node.keys())
+    return parts > 1
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
