@@ -8,17 +8,21 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
 
 from mlx_roster.config import ModelEntry
 from mlx_roster.core import Capabilities, Delta, Generation, Limits, Located, Measured, ModelSource, Owner, Usage
 from mlx_roster.errors import RosterError, WorkerCrashed
 from mlx_roster.workers.stream import SequenceStream
 
-#: What a fake model says to a request, piece by piece.
-Script = Callable[[Generation], Sequence[str]]
+#: What a fake model says to a request, piece by piece. A Delta says more than text; its `sequence` is of no concern,
+#: and the `finish` and `usage` of the last one are said, too.
+Script = Callable[[Generation], Sequence[str | Delta]]
 
 
-def hello(_: Generation) -> Sequence[str]:
+def hello(_: Generation) -> Sequence[str | Delta]:
     """The script of a fake that was given none."""
     return ["Hello", " there", "!"]
 
@@ -29,7 +33,8 @@ class FakeWorker:
     def __init__(self, source: ModelSource, parent: FakeWorkers, owner: Owner) -> None:
         self.source = source
         self.measured = Measured(active=parent.sizes.get(source.name, 1), growth=source.limits.bank)
-        self.capabilities = Capabilities(vocabulary=512, context=source.limits.max_context, chat=True, adapters=True)
+        capabilities = Capabilities(vocabulary=512, context=source.limits.max_context, adapters=True)
+        self.capabilities = msgspec.structs.replace(capabilities, **parent.capabilities.get(source.name, {}))
         self.progressed = time.monotonic()
         #: What it was last told it may take, and to live by.
         self.shared: int | None = None
@@ -90,15 +95,18 @@ class FakeWorker:
     async def _say(self, sequence: int, stream: SequenceStream, generation: Generation) -> None:
         pieces = self._parent.script(generation)
         try:
-            for count, text in enumerate(pieces, 1):
+            for count, piece in enumerate(pieces, 1):
                 await self._parent.gate(f"token {self.source.name}").wait()
                 await asyncio.sleep(0)
-                last = count == len(pieces)
-                usage = Usage(prompt=1, completion=count) if last else None
-                if last:
+                delta = msgspec.structs.replace(
+                    piece if isinstance(piece, Delta) else Delta(0, piece), sequence=sequence
+                )
+                if count == len(pieces):
+                    usage = delta.usage or Usage(prompt=1, completion=count)
+                    delta = msgspec.structs.replace(delta, finish=delta.finish or "stop", usage=usage)
                     del self.running[sequence]
                 self.progressed = time.monotonic()
-                stream.push(Delta(sequence, text, "stop" if last else None, usage))
+                stream.push(delta)
         except RosterError as error:
             del self.running[sequence]
             stream.fail(error)
@@ -113,13 +121,15 @@ class FakeWorkers:
     """A `registry.ports.Workers` without processes.
 
     `gate(what)` is an event that "load NAME", "stop NAME" and "token NAME" wait for; all are open until `hold(what)`.
-    `failures[name]` is a list of errors that the next loads of that model end with.
+    `failures[name]` is a list of errors that the next loads of that model end with; `capabilities[name]` are those in
+    which it differs from other fakes.
     """
 
     def __init__(self, script: Script = hello, sizes: dict[str, int] | None = None) -> None:
         self.script = script
         self.sizes = sizes or {}
         self.failures: dict[str, list[RosterError]] = {}
+        self.capabilities: dict[str, dict[str, Any]] = {}
         self.history: list[str] = []
         self.wrongs: list[str] = []
         self.workers: dict[str, FakeWorker] = {}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection
-from typing import Any, NoReturn, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
@@ -23,6 +24,7 @@ from mlx_roster.server.openai.chat import chat_completions
 from mlx_roster.server.openai.completions import text_completions
 from mlx_roster.server.openai.models import Model, Models
 from mlx_roster.server.openai.waiting import PULSE
+from mlx_roster.server.openapi import Document
 
 #: How long the end of a response that has no end of its own waits for a client that does not read, in seconds.
 FAREWELL = 1.0
@@ -54,6 +56,7 @@ class Application:
                 Route("/health", Health(registry), methods=["GET"]),
                 Route("/ready", Ready(registry), methods=["GET"]),
                 Route("/metrics", Scrape(metrics), methods=["GET"]),
+                Route("/openapi.json", Document(registry), methods=["GET"]),
                 admin(registry, reload, self._closing),
             ],
             middleware=[Middleware(Boundary)],
@@ -93,13 +96,18 @@ def _cut(connections: Collection[object]) -> None:
                 connection.transport.abort()
 
 
-async def _unrouted(request: Request, error: Exception) -> NoReturn:
-    """Starlette's router found no route, or not this method on it: say so in our own terms."""
+async def _unrouted(request: Request, error: Exception) -> Response:
+    """Starlette's router found no route, or not this method on it: say so in our own terms.
+
+    OPTIONS is no route's own method: every route answers it, and alike.
+    """
     assert isinstance(error, HTTPException)
     asked = f"{request.method} {request.scope['path'][:200]}"
     if error.status_code == 405:
         allowed = sorted((error.headers or {}).get("Allow", "").split(", "))
-        Exchange.of(request.scope).add_header("allow", ", ".join(allowed))
+        Exchange.of(request.scope).add_header("allow", ", ".join([*allowed, "OPTIONS"]))
+        if request.method == "OPTIONS":
+            return Response(status_code=204)
         raise MethodNotAllowed(f"{asked} is not possible; the method may be {' or '.join(allowed)}") from error
     if error.status_code == 404:
         raise RouteNotFound(f"there is no {asked}") from error

@@ -15,6 +15,7 @@ from mlx_roster.errors import AdapterIncompatible, Draining, InternalError, Rost
 from mlx_roster.registry import Lease
 from mlx_roster.server import errors, sse
 from mlx_roster.server.disconnect import ClientGone
+from mlx_roster.server.openai.fields import shown
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,8 @@ class Exchange:
     started: float
     #: Sent with the response's first line, whatever the response turns out to be.
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+    #: Of the request's fields, those that had no effect, by the names that the client gave them.
+    ignored: list[str] = field(default_factory=list)
     #: The canonical id of what serves the request, once that is known.
     model: str | None = None
     status: int | None = None
@@ -82,6 +85,8 @@ class Boundary:
         async def sender(message: Message) -> None:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
+                if exchange.ignored:
+                    exchange.add_header("x-roster-ignored", shown(exchange.ignored))
                 message["headers"] = [*message["headers"], *exchange.headers]
             else:
                 exchange.complete = not message.get("more_body", False)

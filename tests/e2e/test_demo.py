@@ -200,7 +200,7 @@ def test_errors_are_the_sdks_own_exceptions(demo: Server) -> None:
     with pytest.raises(openai.NotFoundError) as adapter:
         ask(demo.client(), "atlas:klingon", "Hi")
     assert adapter.value.code == "adapter_not_found"
-    with pytest.raises(openai.BadRequestError) as later:
-        demo.client().chat.completions.create(model="atlas", messages=[{"role": "user", "content": "Hi"}], n=2)
-    assert later.value.code == "unsupported_parameter"
-    assert later.value.param == "n"
+    with pytest.raises(openai.BadRequestError) as refused:
+        demo.client().completions.create(model="atlas", prompt="Hi", suffix="there")
+    assert refused.value.code == "unsupported_parameter"
+    assert refused.value.param == "suffix"

@@ -15,7 +15,7 @@ import uvicorn
 import uvloop
 
 from mlx_roster.config import Roster
-from mlx_roster.core import Generation
+from mlx_roster.core import Delta, Generation
 from mlx_roster.errors import tree
 from mlx_roster.registry import Registry
 from mlx_roster.registry.overview import Reload
@@ -79,7 +79,7 @@ class Running:
         self.roster = roster
         self._pulse = pulse
         self.generations: list[Generation] = []
-        self.pieces: Callable[[Generation], Sequence[str]] = hello
+        self.pieces: Callable[[Generation], Sequence[str | Delta]] = hello
         #: How the next reload goes, and who asked for the last ones.
         self.outcome = Reload(0.0, ok=True)
         self.reloads: list[str] = []
@@ -92,7 +92,7 @@ class Running:
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, name="server")
 
-    def _script(self, generation: Generation) -> Sequence[str]:
+    def _script(self, generation: Generation) -> Sequence[str | Delta]:
         self.generations.append(generation)
         return self.pieces(generation)
 

@@ -11,6 +11,8 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from mlx_roster.metrics import Metrics
 from mlx_roster.registry.overview import Change, Memory, ModelBytes, ModelStatus, Overview, Preloads, Reload
 from mlx_roster.server.errors import ANSWERS
+from mlx_roster.server.openai.fields import INERT, REFUSED
+from mlx_roster.server.openai.schema import ChatRequest, TextRequest
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -18,6 +20,12 @@ DOCS = Path(__file__).parents[2] / "docs"
 @pytest.mark.parametrize("code", sorted({cls.code for cls in ANSWERS}))
 def test_every_error_code(code: str) -> None:
     assert f"`{code}`" in (DOCS / "api.md").read_text()
+
+
+@pytest.mark.parametrize("shape", [ChatRequest, TextRequest])
+def test_every_field_of_a_request(shape: type[ChatRequest | TextRequest]) -> None:
+    page = (DOCS / "api.md").read_text()
+    assert [name for name in (*shape.model_fields, *INERT, *REFUSED) if f"`{name}`" not in page] == []
 
 
 @pytest.mark.parametrize("shape", [Overview, Memory, Preloads, Reload, ModelStatus, ModelBytes, Change])

@@ -95,13 +95,12 @@ def generating(path: str, good: dict[str, Any]) -> list[Failure]:
         ("too large", on(path, b" " * (8 * 2**20 + 1)), 413, "request_too_large", None),
         ("wrong type", on(path, {**good, "max_tokens": "5"}), 400, "invalid_request", "max_tokens"),
         ("near miss", on(path, {**good, "max_token": 5}), 400, "invalid_request", "max_token"),
-        ("not served", on(path, {**good, "n": 2}), 400, "unsupported_parameter", "n"),
+        ("not served", on(path, {**good, "suffix": "x"}), 400, "unsupported_parameter", "suffix"),
         ("no model", on(path, {**good, "model": None}), 400, "model_required", "model"),
         ("unknown model", on(path, {**good, "model": "atlsa"}), 404, "model_not_found", "model"),
         ("a path for a model", on(path, {**good, "model": "/etc/passwd"}), 404, "model_not_found", "model"),
         ("unknown adapter", on(path, {**good, "adapters": "x"}), 404, "adapter_not_found", "adapters"),
         ("wrong method", lambda client: client.get(path), 405, "method_not_allowed", None),
-        ("OPTIONS", lambda client: client.options(path), 405, "method_not_allowed", None),
     ]
     return [Failure(f"{path} {name}", *rest) for name, *rest in cases]  # type: ignore[arg-type]
 
@@ -252,7 +251,33 @@ def test_nobody_is_told_to_retry_what_will_fail_again() -> None:
 
 
 def test_method_not_allowed_names_the_methods(shared: httpx2.Client) -> None:
-    assert shared.put("/v1/models").headers["allow"] == "GET, HEAD"
+    assert shared.put("/v1/models").headers["allow"] == "GET, HEAD, OPTIONS"
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [
+        ("/v1/chat/completions", "POST, OPTIONS"),
+        ("/chat/completions", "POST, OPTIONS"),
+        ("/v1/completions", "POST, OPTIONS"),
+        *(
+            (path, "GET, HEAD, OPTIONS")
+            for path in ("/v1/models", "/v1/models/org/scribe", "/health", "/ready", "/metrics", "/openapi.json")
+        ),
+        *((path, "GET, HEAD, OPTIONS") for path in ("/admin/status", "/admin/events", "/admin/models/atlas")),
+        *((path, "POST, OPTIONS") for path in ("/admin/reload", "/admin/models/atlas/load")),
+    ],
+)
+def test_options_names_the_methods(shared: httpx2.Client, path: str, allowed: str) -> None:
+    response = shared.options(path)
+    assert (response.status_code, response.content) == (204, b"")
+    assert response.headers["allow"] == allowed
+    assert response.headers["x-request-id"]
+
+
+def test_options_of_what_is_not_there_and_of_what_is_not_for_all(shared: httpx2.Client) -> None:
+    assert_error(shared.options("/v1/nope"), 404, "not_found")
+    assert_error(shared.options("/admin/status", headers={"host": "roster.example"}), 403, "admin_required")
 
 
 def test_a_body_over_the_limit_is_refused_before_it_is_sent(server: Running) -> None:

@@ -94,7 +94,7 @@ def test_ready_is_when_every_preload_has_ended() -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/v1/models", "/v1/models/atlas", "/health", "/ready", "/metrics", "/admin/models/atlas"]
+    "path", ["/v1/models", "/v1/models/atlas", "/health", "/ready", "/metrics", "/openapi.json", "/admin/models/atlas"]
 )
 def test_head_is_get_without_the_body(shared: httpx2.Client, path: str) -> None:
     got, head = shared.get(path), shared.head(path)

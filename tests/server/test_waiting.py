@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
+from typing import Any
 
+from mlx_roster.core import Generation
 from mlx_roster.errors import LoadFailed
 from tests.server.harness import Running, assert_error_object, post, read_until, running
 
 STREAM = post(
     "/v1/chat/completions", b'{"model": "atlas", "stream": true, "messages": [{"role": "user", "content": "hi"}]}'
 )
+
+
+class Lazily(Sequence[str]):
+    """A script of so many pieces, each made when it is its turn."""
+
+    def __init__(self, pieces: Iterator[str], length: int) -> None:
+        self._pieces = pieces
+        self._length = length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: Any) -> Any:
+        return next(self._pieces)
 
 
 def loading(server: Running, done: int) -> None:
@@ -43,6 +60,25 @@ def test_a_stream_that_computes_nothing_to_be_seen_says_that_it_works() -> None:
         read_until(sock, b": working")
         server.open("token atlas")
         assert b'"finish_reason":"stop"' in read_until(sock, b"data: [DONE]")
+
+
+def test_a_stream_that_falls_silent_in_between_says_that_it_works() -> None:
+    with running(pulse=0.02) as server, server.connect() as sock:
+
+        def script(_: Generation) -> Iterator[str]:
+            yield "one"
+            # What comes next takes its time, as a tool call that is generated whole does.
+            server.workers.hold("token atlas")
+            yield "two"
+
+        server.pieces = lambda generation: Lazily(script(generation), 2)
+        sock.sendall(STREAM)
+        begun = read_until(sock, b": working")
+        assert begun.index(b'"content":"one"') < begun.index(b": working")
+        read_until(sock, b": working")
+        server.open("token atlas")
+        answer = read_until(sock, b"data: [DONE]")
+        assert b'"content":"two"' in answer
 
 
 def test_what_fails_after_that_is_an_event() -> None:

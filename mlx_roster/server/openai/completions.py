@@ -12,7 +12,8 @@ TEXT = Form(
     id_prefix="cmpl-",
     whole_object="text_completion",
     chunk_object="text_completion",
-    whole=lambda text: {"text": text},
+    whole=lambda answer: {"text": answer.text},
+    piece=lambda text, aside: {"text": text},
     before=b'"text":',
     after=b"",
 )

@@ -12,36 +12,12 @@ from mlx_roster.errors import InvalidRequest, UnsupportedParameter
 #: Accepted, without effect on the answer.
 INERT = frozenset({"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"})
 
-#: Known fields that are not served yet, each with the values that ask for nothing but what is done anyway.
-UNSERVED: Mapping[str, tuple[Any, ...]] = {
-    "xtc_probability": (0,),
-    "xtc_threshold": (0.1,),
-    "repetition_penalty": (1,),
-    "repetition_context_size": (20,),
-    "presence_penalty": (0,),
-    "presence_context_size": (20,),
-    "frequency_penalty": (0,),
-    "frequency_context_size": (20,),
-    "logit_bias": ({},),
-    "n": (1,),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
-    "tools": ([],),
-    "tool_choice": ("auto", "none"),
-    "parallel_tool_calls": (True, False),
-    "response_format": ({"type": "text"},),
-    "chat_template": (),
-    "chat_template_kwargs": ({},),
-    "chat_template_args": ({},),
-    "reasoning_effort": (),
-    "role_mapping": ({},),
-    "draft_model": (),
-    "num_draft_tokens": (0, 3),
-    "echo": (False,),
-    "min_tokens": (0,),
-    "ignore_eos": (False,),
-    "best_of": (1,),
-    "suffix": (),
+#: Fields that others know and that are refused, whatever they ask for, with what to do instead.
+REFUSED: Mapping[str, str] = {
+    "chat_template": "chat_template cannot come with a request: the roster has it, as chat_template of a model",
+    "functions": "functions are not supported: send them as tools",
+    "function_call": "function_call is not supported: send tools and tool_choice",
+    "suffix": "suffix is not supported",
 }
 
 # Close enough for "max_new_tokens" and "repeat_penalty" to be refused rather than ignored.
@@ -55,7 +31,7 @@ def sift(body: Mapping[str, Any], served: Collection[str], known: Collection[str
     """What of `body` this route serves, and the names of what nobody knows. A null is a field left out.
 
     `served` are the route's own fields, `known` those of any route. Raises InvalidRequest for a field of another
-    route and for a name that is nearly one of ours, UnsupportedParameter for one that asks for what is not served.
+    route and for a name that is nearly one of ours, UnsupportedParameter for one that is served nowhere.
     """
     kept: dict[str, Any] = {}
     unknown: list[str] = []
@@ -64,13 +40,12 @@ def sift(body: Mapping[str, Any], served: Collection[str], known: Collection[str
             continue
         if name in served:
             kept[name] = value
-        elif name in UNSERVED:
-            if not any(_same(value, trivial) for trivial in UNSERVED[name]):
-                raise UnsupportedParameter(f"{name} is not supported yet", param=name)
+        elif name in REFUSED:
+            raise UnsupportedParameter(REFUSED[name], param=name)
         elif name in known:
             raise InvalidRequest(f"{name} is not a field of this route", param=name)
         else:
-            _refuse_near_miss(name, {*served, *UNSERVED, *INERT})
+            _refuse_near_miss(name, {*served, *REFUSED, *INERT})
             unknown.append(name)
             if len(unknown) > _MAX_UNKNOWN:
                 raise InvalidRequest(f"more than {_MAX_UNKNOWN} unknown fields, such as {shown(unknown[:3])}")
@@ -86,8 +61,3 @@ def _refuse_near_miss(name: str, known: Collection[str]) -> None:
     close = difflib.get_close_matches(name[:64].lower(), known, n=1, cutoff=_RESEMBLES)
     if close:
         raise InvalidRequest(f"{shown([name])} is not a known field; did you mean {close[0]}?", param=shown([name]))
-
-
-def _same(value: Any, trivial: Any) -> bool:
-    """JSON's idea of equality: 1 is 1.0, but true is not 1."""
-    return bool(value == trivial) and isinstance(value, bool) == isinstance(trivial, bool)

@@ -11,16 +11,18 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from mlx_roster.core import Delta, Generation, Usage
-from mlx_roster.errors import WorkerCrashed
+from mlx_roster.errors import InvalidRequest, WorkerCrashed
 from mlx_roster.registry import Lease, Registry
 from mlx_roster.registry.ports import Stream
 from mlx_roster.server.body import read_json
 from mlx_roster.server.boundary import Exchange
 from mlx_roster.server.disconnect import cancel_on_disconnect
+from mlx_roster.server.openai.drafts import check_draft
 from mlx_roster.server.openai.fields import shown
 from mlx_roster.server.openai.parse import parse
+from mlx_roster.server.openai.saying import NOTHING, Answered, merged
 from mlx_roster.server.openai.schema import GenerationRequest
-from mlx_roster.server.openai.shapes import Answered, Chunks, Envelope, Form
+from mlx_roster.server.openai.shapes import Chunks, Envelope, Form
 from mlx_roster.server.openai.waiting import PULSE, kept_alive
 from mlx_roster.server.sse import DONE, EventStream
 
@@ -42,13 +44,11 @@ class Inference(Generic[R]):
         # Looked at for each request: a reload may change them.
         settings = self._registry.roster.server
         body = await read_json(scope, receive, settings.request_limit)
-        request, unknown = parse(self._schema, body, strict_fields=settings.strict_fields)
-        if unknown:
-            exchange.add_header("x-roster-ignored", shown(unknown))
+        request, unknown = parse(self._schema, body, strict_fields=settings.strict_fields, n_limit=settings.n_limit)
+        exchange.ignored += unknown
         ref = self._registry.resolve(request.model, request.adapters)
         exchange.model = ref.id
-        generations = request.generations(self._registry.defaults(ref))
-        envelope = Envelope(self._form, ref.id)
+        envelope = Envelope(self._form, ref.id, request.choices, request.score_form)
         client, events = cancel_on_disconnect(receive), EventStream(send)
         alive = kept_alive(events, exchange, lambda: self._registry.words(ref), self._pulse)
         try:
@@ -59,7 +59,8 @@ class Inference(Generic[R]):
                 self._registry.lease(ref, request.keep_alive) as lease,
             ):
                 exchange.granted(lease)
-                with _submitted(lease, generations) as streams:
+                exchange.ignored += self._unheard(request, lease)
+                with _submitted(lease, self._generations(request, lease)) as streams:
                     if request.stream:
                         exchange.streaming = True
                         await _stream(streams, envelope, events, include_usage=request.include_usage)
@@ -69,6 +70,21 @@ class Inference(Generic[R]):
                         await response(scope, receive, send)
         finally:
             exchange.client_gone = client.gone
+
+    def _unheard(self, request: R, lease: Lease) -> list[str]:
+        """What of the request this model has no use for. Raises InvalidRequest where nothing must be ignored."""
+        unheard = request.unheard(lease.capabilities)
+        if unheard and self._registry.roster.server.strict_fields:
+            raise InvalidRequest(f"{lease.ref.id} has no use for {shown(unheard)}", param=shown(unheard[:1]))
+        return unheard
+
+    def _generations(self, request: R, lease: Lease) -> list[Generation]:
+        """What to submit. Only the model itself knows what its own defaults are, and what drafts for it."""
+        own = lease.capabilities.generation if self._registry.uses_generation_config(lease.ref) else {}
+        defaults = self._registry.defaults(lease.ref, request.model).model_dump(exclude_none=True)
+        generations = request.generations({**own, **defaults})
+        check_draft(generations[0], lease.capabilities)
+        return generations
 
 
 @contextmanager
@@ -85,13 +101,15 @@ def _submitted(lease: Lease, generations: Sequence[Generation]) -> Iterator[list
 
 
 async def _collect(stream: Stream) -> Answered:
-    texts: list[str] = []
-    async for first in stream:
-        delta = _merged(first, stream.waiting())
-        texts.append(delta.text)
-        if delta.finish is not None and delta.usage is not None:
-            return Answered("".join(texts), delta.finish, delta.usage)
-    raise _unfinished()
+    deltas: list[Delta] = []
+    async for delta in stream:
+        deltas += (delta, *stream.waiting())
+        if deltas[-1].finish is not None:
+            break
+    whole = merged(deltas)
+    if whole.finish is None or whole.usage is None:
+        raise _unfinished()
+    return Answered(whole.text, whole.finish, whole.usage, whole.aside or NOTHING)
 
 
 async def _stream(streams: Sequence[Stream], envelope: Envelope, events: EventStream, *, include_usage: bool) -> None:
@@ -109,23 +127,16 @@ async def _relay(stream: Stream, chunks: Chunks, events: EventStream) -> Usage:
     """One choice's chunks, one for each wake-up: a client that reads slowly gets fewer, longer ones."""
     opening = chunks.opening
     async for first in stream:
-        delta = _merged(first, stream.waiting())
+        delta = merged([first, *stream.waiting()])
         out = opening
-        if delta.text or delta.finish:
-            out += chunks.chunk(delta.text, delta.finish)
+        if delta.text or delta.finish or delta.aside is not None:
+            out += chunks.chunk(delta)
         if out:
             await events.write(out)
             opening = b""
         if delta.usage is not None:
             return delta.usage
     raise _unfinished()
-
-
-def _merged(first: Delta, rest: list[Delta]) -> Delta:
-    if not rest:
-        return first
-    text = first.text + "".join(delta.text for delta in rest)
-    return Delta(first.sequence, text, rest[-1].finish, rest[-1].usage)
 
 
 def _unfinished() -> WorkerCrashed:

@@ -17,8 +17,8 @@ R = TypeVar("R", bound=GenerationRequest)
 _KNOWN = frozenset(ChatRequest.model_fields) | frozenset(TextRequest.model_fields)
 
 
-def parse(schema: type[R], body: dict[str, Any], *, strict_fields: bool) -> tuple[R, list[str]]:
-    """The request, and the names of the fields that nobody knows.
+def parse(schema: type[R], body: dict[str, Any], *, strict_fields: bool, n_limit: int) -> tuple[R, list[str]]:
+    """The request, and the names of the fields that nobody knows. `n` is at most `n_limit`.
 
     Raises InvalidRequest, UnsupportedParameter or UnsupportedContent, each with the field's path as `param`.
     """
@@ -30,7 +30,7 @@ def parse(schema: type[R], body: dict[str, Any], *, strict_fields: bool) -> tupl
     except ValidationError as error:
         # Each in turn would be found after the first is mended; one at a time can be read.
         raise _explained(error.errors(include_url=False, include_input=False)[0]) from error
-    request.check()
+    request.check(n_limit)
     return request, unknown
 
 
@@ -69,6 +69,8 @@ _COMPLAINTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "greater_than": lambda ctx: f"must be greater than {_number(ctx['gt'])}",
     "greater_than_equal": lambda ctx: f"must be at least {_number(ctx['ge'])}",
     "less_than_equal": lambda ctx: f"must be at most {_number(ctx['le'])}",
+    "dict_type": lambda _: "must be an object",
+    "string_pattern_mismatch": lambda _: "must be 1 to 64 letters, digits, underscores or hyphens",
     "too_short": lambda _: "must not be empty",
     "string_too_short": lambda _: "must not be empty",
     "too_long": lambda ctx: f"must have at most {ctx['max_length']} items",

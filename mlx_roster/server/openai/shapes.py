@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
 import msgspec
 
 from mlx_roster import __version__
-from mlx_roster.core import FinishReason, Usage
+from mlx_roster.core import Aside, Delta, FinishReason, Usage
+from mlx_roster.server.openai.logprobs import ScoreForm, speaker
+from mlx_roster.server.openai.saying import NOTHING, Answered
 from mlx_roster.server.sse import event
 
 #: The same for all that one version of this server says.
@@ -24,53 +26,53 @@ _encode = msgspec.json.Encoder().encode
 class Form:
     """What tells one route's responses from the other's.
 
-    In a chunk, a choice's text stands between `before` and `after`; `opening`, where there is one, is what the first
-    chunk of each choice has instead.
+    `whole` makes the fields of a choice of a sequence that was collected, `piece` those of a choice in a chunk. In one
+    that is text and nothing else, the text stands between `before` and `after`; `opening`, where there is one, is what
+    the first chunk of each choice has instead.
     """
 
     id_prefix: str
     whole_object: str
     chunk_object: str
-    whole: Callable[[str], dict[str, Any]]
+    whole: Callable[[Answered], dict[str, Any]]
+    piece: Callable[[str, Aside], dict[str, Any]]
     before: bytes
     after: bytes
     opening: bytes | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """One sequence, collected."""
-
-    text: str
-    finish: FinishReason
-    usage: Usage
-
-
 class Envelope:
-    """One response's id, time and model, around whatever it says."""
+    """One response's id, time and model, around whatever it says. `n` choices are made of each prompt."""
 
-    def __init__(self, form: Form, model: str) -> None:
+    def __init__(self, form: Form, model: str, n: int = 1, scores: ScoreForm | None = None) -> None:
         self._form = form
         self._id = f"{form.id_prefix}{uuid.uuid4().hex}"
         self._created = int(time.time())
         self._model = model
+        self._n = n
+        self._scores = scores
 
     def whole(self, answers: Sequence[Answered]) -> bytes:
         """The answer to a request that did not ask for a stream."""
         choices = [
-            {"index": index, **self._form.whole(answer.text), "logprobs": None, "finish_reason": answer.finish}
+            {
+                "index": index,
+                **self._form.whole(answer),
+                "logprobs": None if self._scores is None else speaker(self._scores)(answer.text, answer.aside),
+                "finish_reason": answer.finish,
+            }
             for index, answer in enumerate(answers)
         ]
-        usage = usage_of(answer.usage for answer in answers)
+        usage = usage_of([answer.usage for answer in answers], self._n)
         return _encode({**self._head(self._form.whole_object), "choices": choices, "usage": usage})
 
     def chunks(self, index: int, *, usage_follows: bool) -> Chunks:
         """The chunks of one choice."""
-        return Chunks(self._form, self._open_chunk(), index, usage_follows=usage_follows)
+        return Chunks(self._form, self._open_chunk(), index, usage_follows=usage_follows, scores=self._scores)
 
-    def usage_chunk(self, usages: Iterable[Usage]) -> bytes:
+    def usage_chunk(self, usages: Sequence[Usage]) -> bytes:
         """The chunk after the last choice's last: no choices, all the tokens."""
-        return event(self._open_chunk() + b'],"usage":' + _encode(usage_of(usages)) + b"}")
+        return event(self._open_chunk() + b'],"usage":' + _encode(usage_of(usages, self._n)) + b"}")
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {
@@ -88,35 +90,47 @@ class Envelope:
 class Chunks:
     """Makes one choice's chunks. All but the text is encoded beforehand: this runs for every token of every stream."""
 
-    def __init__(self, form: Form, open_chunk: bytes, index: int, *, usage_follows: bool) -> None:
+    def __init__(
+        self, form: Form, open_chunk: bytes, index: int, *, usage_follows: bool, scores: ScoreForm | None = None
+    ) -> None:
         head = b'data: %b{"index":%d,' % (open_chunk, index)
         # OpenAI announces the usage that will follow by a null in every chunk before it.
         end = b'],"usage":null}\n\n' if usage_follows else b"]}\n\n"
         finishes: tuple[FinishReason | None, ...] = (None, *get_args(FinishReason))
+        self._choice = head
+        self._ends = {finish: b',"finish_reason":%b}%b' % (_encode(finish), end) for finish in finishes}
         self._head = head + form.before
-        self._tails = {
-            finish: b'%b,"logprobs":null,"finish_reason":%b}%b' % (form.after, _encode(finish), end)
-            for finish in finishes
-        }
+        self._tails = {finish: form.after + b',"logprobs":null' + rest for finish, rest in self._ends.items()}
+        self._piece = form.piece
+        self._say = None if scores is None else speaker(scores)
         #: To be written before the first chunk. May be empty.
         self.opening = b""
         if form.opening is not None:
             self.opening = b'%b%b,"logprobs":null,"finish_reason":null}%b' % (head, form.opening, end)
 
-    def chunk(self, text: str, finish: FinishReason | None) -> bytes:
+    def chunk(self, delta: Delta) -> bytes:
         """One event, ready for the wire."""
-        return self._head + _encode(text) + self._tails[finish]
+        # The end of a tool call is no content, not even an empty one.
+        if delta.aside is None and (delta.text or delta.finish != "tool_calls"):
+            return self._head + _encode(delta.text) + self._tails[delta.finish]
+        return self._rich(delta.text, delta.finish, delta.aside or NOTHING)
+
+    def _rich(self, text: str, finish: FinishReason | None, aside: Aside) -> bytes:
+        said = _encode(self._piece(text, aside))[1:-1]
+        scored = self._say is not None and (aside.scores or aside.prompt)
+        logprobs = self._say(text, aside) if self._say is not None and scored else None
+        return self._choice + said + b',"logprobs":' + _encode(logprobs) + self._ends[finish]
 
 
-def usage_of(usages: Iterable[Usage]) -> dict[str, Any]:
-    """OpenAI's `usage`, summed over the sequences of one response."""
-    counted = list(usages)
-    prompt = sum(usage.prompt for usage in counted)
-    completion = sum(usage.completion for usage in counted)
+def usage_of(usages: Sequence[Usage], n: int = 1) -> dict[str, Any]:
+    """OpenAI's `usage`, of all sequences of one response. Each `n` in turn are of one prompt, which counts once."""
+    prompts = usages[::n]
+    prompt = sum(usage.prompt for usage in prompts)
+    completion = sum(usage.completion for usage in usages)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
-        "prompt_tokens_details": {"cached_tokens": sum(usage.cached for usage in counted)},
-        "completion_tokens_details": {"reasoning_tokens": 0},
+        "prompt_tokens_details": {"cached_tokens": sum(usage.cached for usage in prompts)},
+        "completion_tokens_details": {"reasoning_tokens": sum(usage.reasoning for usage in usages)},
     }

@@ -1,0 +1,103 @@
+"""What the parts of a request are made of, and how large each may be.
+
+Checking a body happens on the event loop: a list fails at its first bad item, and none is long without end, or
+collecting a million complaints would hold up everybody else's tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, PlainValidator, Tag, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+from mlx_roster.config.units import parse_lifetime
+from mlx_roster.server.openai.fields import shown
+
+# What goes to a worker goes over the wire as msgpack, whose integers have 64 bits, and then through recursive code.
+MAX_DEPTH = 64
+MAX_INT = 2**63 - 1
+MAX_COUNT = 2**31 - 1
+MAX_STOPS = 1024
+
+#: What OpenAI takes for a function, and for a schema.
+NAME = r"^[a-zA-Z0-9_-]{1,64}$"
+
+
+class Strict(BaseModel):
+    """JSON types as they are: no number from a string, no integer from 3.0 or true."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+CountOrZero = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+
+
+def text_or_list(value: object) -> str | None:
+    """Which of two forms was meant. In angle brackets: `parse` leaves such names out of a field's path."""
+    return "<text>" if isinstance(value, str) else "<list>" if isinstance(value, list) else None
+
+
+def at_most(entries: int) -> BeforeValidator:
+    """An object of no more than so many: looked at before each of them is."""
+
+    def check(value: object) -> object:
+        if isinstance(value, Collection) and len(value) > entries:
+            raise PydanticCustomError("too_many", "must have at most {entries} entries", {"entries": entries})
+        return value
+
+    return BeforeValidator(check)
+
+
+def check_plain(value: object, name: str) -> None:
+    """What is passed on as it was sent must survive the way. Raises PydanticCustomError."""
+    _check_plain(value, name, 0)
+
+
+def _check_plain(value: object, name: str, depth: int) -> None:
+    if depth > MAX_DEPTH:
+        raise PydanticCustomError("too_deep", "has a field {name} that is nested too deeply", {"name": shown([name])})
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            _check_plain(item, name, depth + 1)
+    elif isinstance(value, int) and abs(value) > MAX_INT:
+        raise PydanticCustomError("too_large", "has a number beyond 64 bits in {name}", {"name": shown([name])})
+
+
+def plain_fields(fields: dict[str, Any]) -> dict[str, Any]:
+    """A validator: `check_plain` on each of an object's fields."""
+    for name, value in fields.items():
+        check_plain(value, name)
+    return fields
+
+
+Stops = Annotated[
+    Annotated[str, Field(min_length=1), Tag("<text>")]
+    | Annotated[list[Annotated[str, Field(min_length=1)]], Field(fail_fast=True, max_length=MAX_STOPS), Tag("<list>")],
+    Discriminator(
+        text_or_list,
+        custom_error_type="stop_type",
+        custom_error_message="must be a string or an array of strings",
+    ),
+]
+
+
+def _lifetime(value: object) -> float:
+    try:
+        return parse_lifetime(value)
+    except (ValueError, OverflowError) as error:
+        # The roster's words are for YAML.
+        raise PydanticCustomError(
+            "lifetime", 'must be a number of seconds from 0, a duration such as "90s", "15m" or "1.5h", or "never"'
+        ) from error
+
+
+Lifetime = Annotated[
+    float,
+    PlainValidator(_lifetime),
+    WithJsonSchema({"anyOf": [{"type": "number", "minimum": 0}, {"type": "string"}]}),
+]
