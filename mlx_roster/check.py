@@ -11,12 +11,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mlx_roster.config import MemorySettings, ModelEntry, Roster
 from mlx_roster.config.machine import budget_bytes, check_budget, physical_memory, recommended_working_set
-from mlx_roster.config.model import MemorySettings, ModelEntry, Roster
 from mlx_roster.config.units import format_bytes
 from mlx_roster.errors import ConfigError, LoadFailed
 from mlx_roster.loaders.sizes import Sides, adapter_sides, estimate_with
-from mlx_roster.loaders.source import cached, check_folder
+from mlx_roster.loaders.source import cached, check_folder, draft_folders
 from mlx_roster.reading import too_much
 
 _SIZES = ("weights", "adapters", "kv", "estimated")
@@ -111,7 +111,7 @@ def _cost(name: str, entry: ModelEntry, memory: MemorySettings, budget: int, bas
     source = entry.source if isinstance(entry.source, str) else _shown(entry.source, base)
     try:
         folder = _folder(entry)
-        found = estimate_with(folder, entry, memory.headroom, sides)
+        found = estimate_with(folder, entry, memory.headroom, sides, _drafts(entry))
     except _NotHere as remark:
         return ModelCost(name, source, problems=problems, remark=str(remark))
     except LoadFailed as error:
@@ -128,6 +128,19 @@ def _folder(entry: ModelEntry) -> Path:
     if folder is None:
         raise _NotHere("not downloaded yet; the first request for it will")
     return folder
+
+
+def _drafts(entry: ModelEntry) -> list[Path]:
+    found = []
+    for draft, folder in zip(entry.draft, draft_folders(entry), strict=True):
+        if folder is None:
+            raise _NotHere(f"its draft {draft.name} is not downloaded yet; the first request for it will")
+        try:
+            check_folder(folder)
+        except LoadFailed as error:
+            raise LoadFailed(f"draft {draft.name}: {error.message}") from error
+        found.append(folder)
+    return found
 
 
 def _adapters(entry: ModelEntry) -> tuple[list[Sides], tuple[str, ...]]:

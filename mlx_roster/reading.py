@@ -13,7 +13,7 @@ from mlx_roster.core import Device
 from mlx_roster.errors import ConfigError, LoadFailed, ModelNotFound
 from mlx_roster.loaders.discover import discover
 from mlx_roster.loaders.sizes import estimate
-from mlx_roster.loaders.source import cached
+from mlx_roster.loaders.source import cached, draft_folders
 from mlx_roster.registry.catalog import Catalog
 
 logger = logging.getLogger(__name__)
@@ -91,7 +91,9 @@ def _size(entry: ModelEntry, headroom: float) -> int | None:
     """Bytes that the model is expected to take; None where that cannot be told now."""
     source = entry.source
     folder = source if isinstance(source, Path) else cached(source, entry.revision, code=entry.trust_remote_code)
+    drafts = draft_folders(entry)
+    here = [draft for draft in drafts if draft is not None]
     try:
-        return None if folder is None else estimate(folder, entry, headroom).total
+        return None if folder is None or len(here) < len(drafts) else estimate(folder, entry, headroom, here).total
     except LoadFailed:
         return None

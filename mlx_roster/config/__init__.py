@@ -1,13 +1,12 @@
 """The roster file: YAML to frozen, validated settings. Imports neither mlx nor the Hub's client."""
 
-from mlx_roster.config.model import (
-    AdapterEntry,
-    Defaults,
+from mlx_roster.config.defaults import Defaults
+from mlx_roster.config.drafts import DraftEntry
+from mlx_roster.config.entries import AdapterEntry, KvSettings, ModelEntry, PromptCacheSettings
+from mlx_roster.config.model import Roster
+from mlx_roster.config.settings import (
     DiscoverSettings,
     MemorySettings,
-    ModelEntry,
-    PromptCacheSettings,
-    Roster,
     SchedulingSettings,
     ServerSettings,
     UnlistedSettings,
@@ -18,6 +17,8 @@ __all__ = [
     "AdapterEntry",
     "Defaults",
     "DiscoverSettings",
+    "DraftEntry",
+    "KvSettings",
     "MemorySettings",
     "ModelEntry",
     "Multiple",

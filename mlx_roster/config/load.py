@@ -13,9 +13,11 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from mlx_roster.config.document import Marked, read
-from mlx_roster.config.model import Roster, ServerSettings, names_folder
+from mlx_roster.config.model import Roster
 from mlx_roster.config.names import clashes, sanitized
+from mlx_roster.config.paths import names_folder
 from mlx_roster.config.problems import Problem, config_error, from_pydantic
+from mlx_roster.config.settings import ServerSettings
 from mlx_roster.errors import ConfigError
 
 

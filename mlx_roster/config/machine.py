@@ -7,7 +7,7 @@ import sys
 
 import psutil
 
-from mlx_roster.config.model import MemorySettings
+from mlx_roster.config.settings import MemorySettings
 from mlx_roster.config.units import Share, format_bytes
 from mlx_roster.errors import ConfigError
 

@@ -42,7 +42,7 @@ class Clash:
 
 
 def clashes(tree: object) -> list[Clash]:
-    """Names given twice, and a `default_model` that names nothing.
+    """Names given twice, and a `default_model` or a draft that names nothing.
 
     `tree` is a whole roster in plain values. It may be wrong in other ways: what has the wrong type is passed over.
     """
@@ -58,7 +58,22 @@ def clashes(tree: object) -> list[Clash]:
     default = _mapping(tree).get("default_model")
     if isinstance(default, str) and default not in taken and not _may_be_elsewhere(default, _mapping(tree)):
         found.append(Clash(("default_model",), f'no model or alias is named "{default}"{suggestion(default, taken)}'))
-    return found
+    return [*found, *_drafts(models)]
+
+
+def _drafts(models: Mapping[str, object]) -> Iterator[Clash]:
+    """What names a draft model that is not there, or the very model that it is to draft for."""
+    for name, entry in models.items():
+        listed = _mapping(entry).get("draft")
+        drafts = listed if isinstance(listed, list | tuple) else [listed]
+        for index, draft in enumerate(drafts):
+            word = _mapping(draft).get("model")
+            location: Location = ("models", name, "draft", *([index] if drafts is listed else []), "model")
+            if word == name:
+                yield Clash(location, "a model cannot draft for itself")
+            elif isinstance(word, str) and word not in models and "/" not in word:
+                near = suggestion(word, models.keys() - {name})
+                yield Clash(location, f'no model is named "{word}"{near}')
 
 
 def _may_be_elsewhere(name: str, roster: Mapping[str, object]) -> bool:
@@ -84,6 +99,8 @@ def _listed(location: Location, entry: object, owner: str) -> Iterator[tuple[Loc
         for index, alias in enumerate(aliases):
             if isinstance(alias, str):
                 yield (*location, "aliases", index), alias, owner
+    for alias in _mapping(aliases):
+        yield (*location, "aliases", alias), alias, owner
 
 
 def _mapping(value: object) -> Mapping[str, object]:

@@ -39,12 +39,18 @@ def _property(schema: dict[str, Any]) -> dict[str, Any]:
         return {**schema, "additionalProperties": False}
     if "items" in schema:
         return {**schema, "items": _property(schema["items"])}
+    if any(_holds_more(each) for each in schema.get("anyOf", ())):
+        return {**schema, "anyOf": [_property(each) if _holds_more(each) else each for each in schema["anyOf"]]}
     about = {key: schema[key] for key in _ABOUT if key in schema}
     rest = {key: value for key, value in schema.items() if key not in _ABOUT}
     alternatives = rest.get("anyOf", [rest])
     if any(not _takes_variable(alternative) for alternative in alternatives):
         return schema
     return {**about, "anyOf": [*alternatives, {"$ref": "#/$defs/Variable"}]}
+
+
+def _holds_more(schema: dict[str, Any]) -> bool:
+    return "patternProperties" in schema or "items" in schema
 
 
 def _takes_variable(schema: dict[str, Any]) -> bool:

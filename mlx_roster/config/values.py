@@ -1,4 +1,4 @@
-"""The kinds of values that a roster file has, each checked and brought into its final form. For `config.model`."""
+"""The kinds of values that a roster file has, each checked and brought into its final form."""
 
 from __future__ import annotations
 

@@ -11,7 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from mlx_roster.config.model import ModelEntry, Roster, is_repo_id
+from mlx_roster.config import ModelEntry, Roster
+from mlx_roster.config.paths import is_repo_id
 from mlx_roster.errors import LoadFailed
 from mlx_roster.loaders.sizes import weights_bytes
 from mlx_roster.loaders.source import cached

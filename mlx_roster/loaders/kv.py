@@ -8,9 +8,9 @@ that are not known to do with less keep all tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from mlx_roster.core import CacheSize
+from mlx_roster.core import CacheSize, group_size
 
 #: Tokens of one sequence that are reserved for in any case, and counted on where a model does not say its context.
 LIKELY_TOKENS = 8192
@@ -39,18 +39,25 @@ _MOST_LAYERS = 10_000
 Kind = Literal["full", "windowed", "recurrent", "none"]
 
 
-def cache_size(config: Mapping[str, Any], width: int = 2) -> CacheSize | None:
+class Quantized(NamedTuple):
+    """Bits of a number in the caches that keep all tokens, and how many numbers share a scale, or fewer."""
+
+    bits: int
+    group_size: int = 64
+
+
+def cache_size(config: Mapping[str, Any], width: int = 2, quantized: Quantized | None = None) -> CacheSize | None:
     """What one sequence takes, with keys and values of `width` bytes. None where the config does not say enough."""
     read = _Config(config)
     kinds = _kinds(read)
-    full = _token(read, "full") if "full" in kinds else 0
-    windowed = _token(read, "windowed") if "windowed" in kinds else 0
+    full = _token(read, "full") if "full" in kinds else _NOTHING
+    windowed = _token(read, "windowed") if "windowed" in kinds else _NOTHING
     if not kinds or full is None or windowed is None:
         return None
     return CacheSize(
-        per_token=width * full * kinds.count("full"),
-        windowed=width * windowed * kinds.count("windowed"),
-        window=(windowed and read.number(*_WINDOW)) or 0,
+        per_token=full.bytes(width, quantized) * kinds.count("full"),
+        windowed=windowed.bytes(width) * kinds.count("windowed"),
+        window=(windowed.heads and read.number(*_WINDOW)) or 0,
         fixed=_state(read) * (len(kinds) if read.family in _BOTH else kinds.count("recurrent")),
     )
 
@@ -167,16 +174,35 @@ def _numbered(read: _Config, count: int) -> list[Kind]:
     return []
 
 
-def _token(read: _Config, kind: Kind) -> int | None:
-    """How many numbers one token leaves in the cache of one such layer."""
+class _Token(NamedTuple):
+    """What one token leaves in the cache of one layer: a vector of each of `widths`, for each of `heads`."""
+
+    heads: int
+    widths: tuple[int, ...]
+
+    def bytes(self, width: int, quantized: Quantized | None = None) -> int:
+        numbers = self.heads * sum(self.widths)
+        group = quantized and group_size(quantized.group_size, *self.widths)
+        if not quantized or not group:
+            # One that cannot be quantized is not going to be loaded.
+            return width * numbers
+        # Each group has a scale and a bias.
+        return numbers * quantized.bits // 8 + numbers // group * 2 * width
+
+
+_NOTHING = _Token(0, ())
+
+
+def _token(read: _Config, kind: Kind) -> _Token | None:
     heads = read.number(*_HEADS)
     rotated = read.number("qk_rope_head_dim") or 0
     if rank := read.number("kv_lora_rank"):
         if read.family in _EXPANDED and heads:
-            own = (read.number("qk_nope_head_dim") or 0) + (read.number("v_head_dim") or 0)
-            return heads * (own + rotated)
+            keys = (read.number("qk_nope_head_dim") or 0) + rotated
+            return _Token(heads, (keys, read.number("v_head_dim") or 0))
         # Sparse attention has a second cache, of what it chooses by.
-        return (rank + rotated + 2 * (read.number("index_head_dim") or 0)) * (2 if read.family in _TWICE else 1)
+        chosen = 2 * (read.number("index_head_dim") or 0)
+        return _Token(2 if read.family in _TWICE else 1, (rank, rotated, chosen))
     few, wide = ("swa_num_key_value_heads",), ("swa_head_dim",)
     if kind == "full":
         few, wide = ("num_global_key_value_heads",), ("global_head_dim",)
@@ -185,7 +211,7 @@ def _token(read: _Config, kind: Kind) -> int | None:
     kv_heads = read.number(*few, *_KV_HEADS) or heads
     if dim is None or kv_heads is None:
         return None
-    return kv_heads * (dim + (read.number("v_head_dim") or dim))
+    return _Token(kv_heads, (dim, read.number("v_head_dim") or dim))
 
 
 def _state(read: _Config) -> int:

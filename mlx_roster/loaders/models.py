@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import mlx.core as mx
 from mlx.nn.layers.base import Module
@@ -14,11 +15,12 @@ from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import load_model, load_tokenizer
 
-from mlx_roster.core import ModelSource
+from mlx_roster.core import DraftSource, ModelSource
 from mlx_roster.errors import LoadFailed, LoadOutOfMemory
+from mlx_roster.loaders.generation_config import generation_defaults
 from mlx_roster.loaders.kv import context
 from mlx_roster.loaders.sizes import weights_bytes
-from mlx_roster.tensors import Loaded
+from mlx_roster.tensors import Draft, Loaded
 
 #: Weights are brought into memory in portions of about this many bytes, so that progress can be seen.
 PORTION = 32 * 2**20
@@ -44,12 +46,59 @@ def load(source: ModelSource, on_progress: Callable[[int, int], None], portion: 
     `on_progress(done, total)` is called in bytes of weights. Raises LoadFailed, or LoadOutOfMemory, with a message
     for clients: names of files and tensors, never a path of this host.
     """
+    mapped = _map(source)
+    drafts = [_map_draft(source, draft) for draft in source.drafts]
+    _read_weights(source, [mapped.model, *(draft.model for draft in drafts)], on_progress, portion)
+    vocabulary = _try_out(source, mapped.model)
+    tokenizer = _tokenizer(source, mapped)
+    tried = {
+        draft.name: _draft(source, draft, one, tokenizer) for draft, one in zip(source.drafts, drafts, strict=True)
+    }
+    generation = generation_defaults(mapped.folder)
+    return Loaded(mapped.model, tokenizer, mapped.config, context(mapped.config), vocabulary, tried, generation)
+
+
+class _Mapped(NamedTuple):
+    """A model with its weights mapped but not yet read."""
+
+    model: Module
+    config: dict[str, Any]
+    folder: Path
+
+
+def _map(source: ModelSource) -> _Mapped:
     folder = Path(source.path)
     _read_config(source, folder)
-    model, config = _build(source, folder)
-    _read_weights(source, model, on_progress, portion)
-    vocabulary = _try_out(source, model)
-    return Loaded(model, _tokenizer(source, folder, config), config, context(config), vocabulary)
+    return _Mapped(*_build(source, folder), folder)
+
+
+def _map_draft(source: ModelSource, draft: DraftSource) -> _Mapped:
+    with _drafting_for(source):
+        return _map(_own(source, draft))
+
+
+def _draft(source: ModelSource, draft: DraftSource, mapped: _Mapped, tokenizer: Any) -> Draft:
+    """A draft model whose weights are there. Its token ids must mean what they mean to the model it drafts for."""
+    own = _own(source, draft)
+    with _drafting_for(source):
+        vocabulary = _try_out(own, mapped.model)
+        if _tokenizer(own, mapped).get_vocab() != tokenizer.get_vocab():
+            _fail(own, "its vocabulary is another one")
+    return Draft(mapped.model, draft.tokens, context(mapped.config), vocabulary)
+
+
+def _own(source: ModelSource, draft: DraftSource) -> ModelSource:
+    """A draft model as if it were to be served itself."""
+    return ModelSource(draft.name, draft.path, source.memory, trust_remote_code=draft.trust_remote_code)
+
+
+@contextmanager
+def _drafting_for(source: ModelSource) -> Iterator[None]:
+    """Whose load it is that a draft model has failed."""
+    try:
+        yield
+    except LoadFailed as error:
+        raise type(error)(f"model {source.name!r} cannot be drafted for: {error.message}") from error
 
 
 def _fail(source: ModelSource, reason: str, cause: BaseException | None = None) -> NoReturn:
@@ -112,8 +161,10 @@ def _explain(error: ValueError, folder: Path) -> str:
     return " ".join(lines[:4]) + (" …" if len(lines) > 4 else "")
 
 
-def _read_weights(source: ModelSource, model: Module, on_progress: Callable[[int, int], None], size: int) -> None:
-    arrays = _arrays(model)
+def _read_weights(
+    source: ModelSource, models: list[Module], on_progress: Callable[[int, int], None], size: int
+) -> None:
+    arrays = [array for model in models for array in _arrays(model)]
     total = sum(array.nbytes for array in arrays)
     done = 0
     on_progress(done, total)
@@ -163,10 +214,13 @@ def _try_out(source: ModelSource, model: Module) -> int:
     return int(logits.shape[-1])
 
 
-def _tokenizer(source: ModelSource, folder: Path, config: dict[str, Any]) -> Any:
+def _tokenizer(source: ModelSource, mapped: _Mapped) -> Any:
     try:
         # Left out, trust_remote_code makes transformers ask on the terminal.
-        settings = {"trust_remote_code": source.trust_remote_code}
-        return load_tokenizer(folder, settings, eos_token_ids=config.get("eos_token_id"))
+        settings: dict[str, Any] = {"trust_remote_code": source.trust_remote_code}
+        if source.chat_template is not None:
+            # Also instead of one that is not Jinja, which mlx-lm has for some models.
+            settings |= {"chat_template": source.chat_template, "chat_template_type": None}
+        return load_tokenizer(mapped.folder, settings, eos_token_ids=mapped.config.get("eos_token_id"))
     except _FOREIGN as error:
         _fail_over(source, "its tokenizer cannot be loaded", error)

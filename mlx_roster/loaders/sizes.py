@@ -72,7 +72,7 @@ _decode_index = msgspec.json.Decoder(_Index).decode
 class Estimate:
     """What a model is expected to take, in bytes. `bank` is as large as its adapters can make it.
 
-    `kv` is reserved for the caches of running sequences.
+    `kv` is reserved for the caches of running sequences. `weights` and `kv` have what its draft models take.
     """
 
     weights: int
@@ -169,8 +169,8 @@ def _side(name: str) -> tuple[str, int | None] | None:
 _known_side = lru_cache(2**14)(_side)
 
 
-def estimate(folder: Path, entry: ModelEntry, headroom: float) -> Estimate:
-    """What the model in `folder`, which is `entry`'s, will take. Raises LoadFailed.
+def estimate(folder: Path, entry: ModelEntry, headroom: float, drafts: Collection[Path] = ()) -> Estimate:
+    """What the model in `folder`, which is `entry`'s, will take, with those that draft for it. Raises LoadFailed.
 
     An adapter that cannot be read takes nothing: it will never be loaded, and it must not keep its base from loading.
     """
@@ -180,18 +180,31 @@ def estimate(folder: Path, entry: ModelEntry, headroom: float) -> Estimate:
             sides.append(adapter_sides(adapter.source))
         except LoadFailed:
             continue
-    return estimate_with(folder, entry, headroom, sides)
+    return estimate_with(folder, entry, headroom, sides, drafts)
 
 
-def estimate_with(folder: Path, entry: ModelEntry, headroom: float, adapters: Collection[Sides]) -> Estimate:
+def estimate_with(
+    folder: Path, entry: ModelEntry, headroom: float, adapters: Collection[Sides], drafts: Collection[Path] = ()
+) -> Estimate:
     """The same, for adapters that have been looked at already."""
     base, config = weights(folder), read_config(folder)
     bank = bank_bytes(adapters, entry.max_adapters, expert_count(config))
     lengths = [length for length in (entry.max_context, kv.context(config)) if length is not None]
-    reserve = kv.reserve(
-        kv.cache_size(config, base.width), base.size, min(lengths, default=None), entry.max_concurrency
-    )
-    return Estimate(base.size, bank, headroom, reserve)
+    quantized = kv.Quantized(entry.kv.bits, entry.kv.group_size) if entry.kv.bits is not None else None
+    size = kv.cache_size(config, base.width, quantized)
+    reserve = kv.reserve(size, base.size, min(lengths, default=None), entry.max_concurrency)
+    sizes = [weights(draft) for draft in drafts]
+    # Only a sequence that is alone is drafted for, by one of them.
+    drafting = [_drafting(draft, entry, found.width) for draft, found in zip(drafts, sizes, strict=True)]
+    total = base.size + sum(found.size for found in sizes)
+    return Estimate(total, bank, headroom, reserve + max(drafting, default=0))
+
+
+def _drafting(folder: Path, entry: ModelEntry, width: int) -> int:
+    """Bytes to reserve for the caches of the draft model in `folder`."""
+    config = read_config(folder)
+    lengths = [length for length in (entry.max_context, kv.context(config)) if length is not None]
+    return kv.reserve(kv.cache_size(config, width), 0, min(lengths, default=None), 1)
 
 
 def bank_bytes(adapters: Collection[Sides], max_adapters: int, experts: int | None) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mlx_roster.config import ModelEntry
 from mlx_roster.errors import LoadFailed
 from mlx_roster.loaders.sizes import shards
 
@@ -40,6 +41,12 @@ def cached(repo: str, revision: str | None, *, code: bool = False) -> Path | Non
         # Not there, not to be read, or the rest of a download that was broken off.
         return None
     return folder
+
+
+def draft_folders(entry: ModelEntry) -> list[Path | None]:
+    """The folders of what drafts for a model, None for one that is not on this machine."""
+    origins = [draft.origin for draft in entry.draft]
+    return [one.source if isinstance(one.source, Path) else cached(one.source, one.revision) for one in origins]
 
 
 def offline_by_environment() -> bool:

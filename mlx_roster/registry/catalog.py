@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 
-from mlx_roster.config import AdapterEntry, ModelEntry, Roster
+from mlx_roster.config import AdapterEntry, Defaults, ModelEntry, Roster
 from mlx_roster.core import Ref
 from mlx_roster.errors import AdapterNotFound, InvalidRequest, ModelNotFound, ModelRequired
 from mlx_roster.registry.unlisted import Unlisted
@@ -29,17 +29,21 @@ class Catalog:
 
     def __init__(self, roster: Roster, directory: Path | None = None) -> None:
         self.entries: Mapping[str, ModelEntry] = roster.models
+        self._roster = roster
         self._unlisted = Unlisted(roster.unlisted, directory or Path.cwd())
         self._refs: dict[str, Ref] = {}
+        self._aliased: dict[str, Defaults] = {}
         self._places: dict[Path | str, str] = {}
         for name, entry in roster.models.items():
             self._refs[name] = Ref(name)
             if (place := self._unlisted.place(entry)) is not None:
                 self._places.setdefault(place, name)
             self._refs.update(dict.fromkeys(entry.aliases, Ref(name)))
+            self._aliased.update(entry.aliases)
             for adapter, spec in entry.adapters.items():
                 self._refs[f"{name}:{adapter}"] = Ref(name, adapter)
                 self._refs.update(dict.fromkeys(spec.aliases, Ref(name, adapter)))
+                self._aliased.update(spec.aliases)
         only = next(iter(roster.models)) if len(roster.models) == 1 else None
         self._default = roster.default_model or only
 
@@ -69,6 +73,27 @@ class Catalog:
         if found is None:
             raise _no_adapter(ref.model, ref.adapter, entry, param="adapters")
         return found
+
+    def defaults(self, ref: Ref, words: str | None) -> Defaults:
+        """What a request for `ref` means by what it leaves out: the alias's defaults come before the adapter's, these
+        before the model's and the file's. `words` are what the request has for `model`."""
+        found = self._roster.defaults
+        entry = self.entry(ref.model)
+        if entry is not None:
+            found = entry.defaults.over(found)
+            adapter = None if ref.adapter is None else entry.adapters.get(ref.adapter)
+            found = found if adapter is None else adapter.defaults.over(found)
+        name = self._default if words is None else words
+        if name is None:
+            return found
+        alias = self._aliased.get(name) or self._aliased.get(name.rpartition(":")[0])
+        return found if alias is None else alias.over(found)
+
+    def uses_generation_config(self, ref: Ref) -> bool:
+        """Whether what a model's own generation_config.json says comes after all `defaults`."""
+        entry = self.entry(ref.model)
+        said = None if entry is None else entry.generation_config
+        return self._roster.generation_config if said is None else said
 
     def resolve(self, model: str | None, adapters: str | None = None) -> Ref:
         """What a request means. Raises ModelRequired, ModelNotFound, AdapterNotFound or, for two adapters at once,

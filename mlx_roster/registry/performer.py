@@ -229,6 +229,11 @@ class Performer:
             limits=_limits(entry, located),
             max_adapters=entry.max_adapters,
             trust_remote_code=entry.trust_remote_code,
+            chat_template=None if entry.chat_template is None else entry.chat_template.text,
+            template_args=dict(entry.chat_template_args),
+            kv_bits=entry.kv.bits,
+            kv_group_size=entry.kv.group_size,
+            drafts=located.drafts,
         )
         self._say("load", action.serial, reserved=action.size)
         holding.load = self._job(self._load(holding, source))

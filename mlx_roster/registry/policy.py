@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
 from dataclasses import dataclass
 
 from mlx_roster.config import ModelEntry, Multiple, SchedulingSettings
@@ -55,7 +54,7 @@ class Terms:
     """What holds for one model. A Resident made under another `version` is not what the entry describes now; an
     estimate made for another `sizing` no longer holds."""
 
-    version: Hashable = None
+    version: object = None
     sizing: object = None
     ttl: float = math.inf
     pin: bool = False
@@ -67,7 +66,17 @@ class Terms:
     def of(cls, entry: ModelEntry, scheduling: SchedulingSettings) -> Terms:
         ttl = scheduling.ttl if entry.ttl is None else entry.ttl
         # What a worker is told once, when it loads. The rest can be told it while it runs.
-        version = (str(entry.source), entry.revision, entry.max_adapters, entry.trust_remote_code)
+        drafts = tuple((draft.name, draft.tokens, draft.origin) for draft in entry.draft)
+        version = (
+            str(entry.source),
+            entry.revision,
+            entry.max_adapters,
+            entry.trust_remote_code,
+            entry.kv,
+            entry.chat_template,
+            entry.chat_template_args,
+            drafts,
+        )
         sizing = (entry.adapters, entry.max_concurrency, entry.max_context)
         return cls(version, sizing, ttl, entry.pin, entry.priority, entry.max_queued, entry.max_concurrency)
 

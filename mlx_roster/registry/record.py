@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 from mlx_roster.registry.policy import STEADY, Terms, cooldown
@@ -17,7 +16,7 @@ class Record:
     """A model that was asked for. `size` is None where its files have to be looked at (again)."""
 
     model: str
-    version: Hashable
+    version: object
     sizing: object
     entry_pinned: bool
     size: int | None = None

@@ -111,12 +111,13 @@ class Registry:
         """What a request's words mean; see `Catalog.resolve`."""
         return self.catalog.resolve(model, adapters)
 
-    def defaults(self, ref: Ref) -> Defaults:
-        """Request defaults for `ref`: the entry's own, then the file's; None where neither says anything."""
-        entry = self.catalog.entry(ref.model)
-        if entry is None:
-            return self.roster.defaults
-        return self.roster.defaults.model_copy(update=entry.defaults.model_dump(exclude_none=True))
+    def defaults(self, ref: Ref, words: str | None) -> Defaults:
+        """What the roster has for what a request leaves out, None where it says nothing; see `Catalog.defaults`."""
+        return self.catalog.defaults(ref, words)
+
+    def uses_generation_config(self, ref: Ref) -> bool:
+        """Whether `Capabilities.generation` of the model comes after these; see `Catalog.uses_generation_config`."""
+        return self.catalog.uses_generation_config(ref)
 
     @asynccontextmanager
     async def lease(self, ref: Ref, keep_alive: float | None = None, *, exempt: bool = False) -> AsyncIterator[Lease]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -41,7 +40,7 @@ class Resident:
     record: Record
     serial: int
     estimated: int
-    version: Hashable = None
+    version: object = None
     sizing: object = None  # what its estimate was made for
     pinned: bool = False
     state: State = State.LOADING

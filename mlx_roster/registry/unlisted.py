@@ -11,8 +11,8 @@ from pathlib import Path
 
 from cachetools import LRUCache
 
-from mlx_roster.config import AdapterEntry, ModelEntry
-from mlx_roster.config.model import UnlistedSettings, is_repo_id
+from mlx_roster.config import AdapterEntry, ModelEntry, UnlistedSettings
+from mlx_roster.config.paths import is_repo_id
 
 #: Longer words are no path.
 LONGEST = 1024

@@ -15,6 +15,8 @@ from mlx_roster.config import (
     AdapterEntry,
     Defaults,
     DiscoverSettings,
+    DraftEntry,
+    KvSettings,
     MemorySettings,
     ModelEntry,
     PromptCacheSettings,
@@ -39,6 +41,8 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "discover": DiscoverSettings,
     "models.NAME": ModelEntry,
     "models.NAME.prompt_cache": PromptCacheSettings,
+    "models.NAME.kv": KvSettings,
+    "models.NAME.draft": DraftEntry,
     "models.NAME.adapters.NAME": AdapterEntry,
 }
 
@@ -79,12 +83,14 @@ def test_every_section_of_the_schema_is_there() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    titles = re.findall(r"^#+ (.+)$", TEXT, re.MULTILINE)
-    anchors = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
     links = re.findall(r"\]\(([^)]+)\)", TEXT)
     assert links
     for link in links:
-        assert link.removeprefix("#") in anchors if link.startswith("#") else (ROOT / "docs" / link).exists(), link
+        path, _, anchor = link.partition("#")
+        page = ROOT / "docs" / (path or "config.md")
+        assert page.exists(), link
+        titles = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE) if anchor else []
+        assert anchor in {"", *(re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles)}, link
 
 
 def test_the_example_in_it_is_a_roster(tmp_path: Path) -> None:

@@ -184,11 +184,27 @@ class TestScheduling:
             ("pin: 1", "should be true or false"),
             ("preload: yes", "should be true or false"),
             ("trust_remote_code: on", "should be true or false"),
+            ("kv: 8", "should be a mapping"),
             ("prelaod: true", 'unknown key, did you mean "preload"?'),
         ],
     )
     def test_what_a_model_may_not_have(self, line: str, problem: str) -> None:
         assert problems(with_model(line)) == [f"roster.yaml:4: models.atlas.{line.split(':')[0]}: {problem}"]
+
+    @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
+    def test_caches_have_so_many_bits(self, bits: int) -> None:
+        entry = read(with_model(f"kv: {{bits: {bits}, group_size: 128}}")).models["atlas"]
+        assert (entry.kv.bits, entry.kv.group_size) == (bits, 128)
+
+    @pytest.mark.parametrize("bits", ["0", "1", "7", "16", "4.5", '"8"', "true"])
+    def test_caches_have_no_other_number(self, bits: str) -> None:
+        expected = "roster.yaml:4: models.atlas.kv.bits: should be 2, 3, 4, 5, 6 or 8"
+        assert problems(with_model(f"kv: {{bits: {bits}}}")) == [expected]
+
+    @pytest.mark.parametrize("size", ["16", "96"])
+    def test_caches_have_no_other_groups(self, size: str) -> None:
+        expected = "roster.yaml:4: models.atlas.kv.group_size: should be 32, 64 or 128"
+        assert problems(with_model(f"kv: {{group_size: {size}}}")) == [expected]
 
     def test_a_dump_says_what_was_written(self) -> None:
         roster = read(f"scheduling: {{max_wait: 90, min_residency: 2.5x, ttl: never}}\n{with_model('ttl: 1h')}")

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mlx_lm.models.cache import make_prompt_cache
 
-from mlx_roster.core import CacheSize
+from mlx_roster.core import CacheSize, ModelSource
 from mlx_roster.engine.caches import cache_size as true_size
-from mlx_roster.engine.caches import leaves
-from mlx_roster.loaders.kv import LIKELY_TOKENS, cache_size, context, reserve
+from mlx_roster.engine.caches import leaves, quantization_for
+from mlx_roster.loaders.kv import LIKELY_TOKENS, Quantized, cache_size, context, reserve
 from mlx_roster.loaders.models import load
 from mlx_roster.loaders.sizes import read_config, weights
 from tests.engine import tiny
@@ -158,6 +158,34 @@ def test_guess_is_what_the_model_makes(family: str) -> None:
     assert true.fixed / FACTOR <= guess.fixed <= true.fixed * FACTOR
 
 
+#: With heads that can be parted into groups.
+PARTED: dict[str, dict[str, Any]] = {
+    "llama": {"head_dim": 96},
+    "qwen3": {"head_dim": 64},
+    "gemma3_text": {"head_dim": 32},
+    "qwen3_next": {"head_dim": 64},
+    "falcon_h1": {"head_dim": 32},
+    "gpt_oss": {"head_dim": 64},
+    "deepseek_v3": {"kv_lora_rank": 64, "qk_rope_head_dim": 32},
+    "mamba2": {},
+}
+
+
+@pytest.mark.parametrize("bits", [3, 4, 8])
+@pytest.mark.parametrize("family", PARTED)
+def test_guess_of_quantized_ones_is_what_the_model_makes(family: str, bits: int) -> None:
+    own = FAMILIES.get(family) or tiny.FAMILIES[family]
+    config = tiny.SIZES | {"model_type": family, "vocab_size": 64} | own | PARTED[family]
+    model = build(family, config)
+    guess = cache_size(config, 4, Quantized(bits, 128))
+    true = true_size(model, quantization_for(model, ModelSource("", "", 0, kv_bits=bits, kv_group_size=128)))
+    plain = true_size(model)
+    assert guess is not None
+    assert (guess.per_token, guess.windowed, guess.window) == (true.per_token, true.windowed, true.window)
+    assert (true.windowed, true.fixed) == (plain.windowed, plain.fixed)
+    assert true.per_token < plain.per_token / 2 or not plain.per_token
+
+
 @pytest.mark.parametrize(
     ("family", "dtype"),
     # On a CPU mlx has no experts in half precision.
@@ -245,6 +273,21 @@ def test_known_models(config: dict[str, Any], size: CacheSize) -> None:
     assert cache_size(config) == size
 
 
+@pytest.mark.parametrize(
+    ("quantized", "per_token"),
+    # Of 65,536 numbers, in 16 bits 131,072 bytes: packed, and two of 16 bits for each group.
+    [
+        (Quantized(8), 65_536 + 4 * 1024),
+        (Quantized(4), 32_768 + 4 * 1024),
+        (Quantized(3, 128), 24_576 + 4 * 512),
+        (Quantized(2, 32), 16_384 + 4 * 2048),
+    ],
+)
+def test_quantized_ones_of_a_known_model(quantized: Quantized, per_token: int) -> None:
+    config = {"num_hidden_layers": 32, "hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 8}
+    assert cache_size(config | {"model_type": "llama"}, 2, quantized) == CacheSize(per_token)
+
+
 def test_layers_that_share_a_cache_count_once() -> None:
     config = {"num_hidden_layers": 4, "hidden_size": 16, "num_attention_heads": 4, "sliding_window": 8}
     kinds = ["sliding_attention", "full_attention"] * 2
@@ -277,6 +320,8 @@ _VALUES = _PLAIN | _LISTS | st.dictionaries(_KEYS, st.integers(1, 9))
 def test_any_config_gives_a_size_or_none(config: dict[str, Any]) -> None:
     size = cache_size(config)
     assert size is None or size.bytes(100) >= 0
+    quantized = cache_size(config, 2, Quantized(4, 32))
+    assert (quantized is None) == (size is None)
     assert reserve(size, 1000, context(config), 4) >= 0
 
 

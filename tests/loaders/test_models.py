@@ -249,3 +249,23 @@ def test_running_out_of_memory_is_told_apart(folder: Path) -> None:
     for error in (MemoryError(), RuntimeError("[metal::malloc] Unable to allocate 1234 bytes")):
         with pytest.raises(LoadOutOfMemory, match="not enough memory"):
             models._fail_over(source, "anything", error)
+
+
+def test_a_template_of_the_roster_comes_instead_of_the_models_own(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text("never: {{ messages[0].content }}")
+    tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
+    # mlx-lm has some models' templates in Python, and the tool parser follows from the template.
+    tokenizer |= {"chat_template": "nor this", "chat_template_type": "deepseek_v32"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    template = "ours: {{ messages[0].content }}{# <tool_call> tool_call.name #}"
+    source = msgspec.structs.replace(tiny.source(folder), chat_template=template)
+    loaded = load(source, lambda done, total: None)
+    said = loaded.tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False)
+    assert said == "ours: hi"
+    assert loaded.tokenizer.has_tool_calling
+
+
+def test_what_a_model_recommends_is_told(folder: Path) -> None:
+    assert loading(folder).generation == {}
+    (folder / "generation_config.json").write_text('{"temperature": 0.6, "top_k": 20, "max_new_tokens": "x"}')
+    assert loading(folder).generation == {"temperature": 0.6, "top_k": 20}

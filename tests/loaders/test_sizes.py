@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_roster.config import AdapterEntry, ModelEntry
+from mlx_roster.config import AdapterEntry, KvSettings, ModelEntry
 from mlx_roster.errors import LoadFailed
 from mlx_roster.loaders.sizes import (
     Estimate,
@@ -262,6 +262,16 @@ def test_estimate_has_what_is_reserved_for_sequences(tmp_path: Path) -> None:
     assert (found.kv, found.total) == (32 * 20 * 128, 1_100_000 + 32 * 20 * 128)
     assert estimate(folder, entry(folder, max_context=5), 0.1).kv == 32 * 5 * 128
     assert estimate(folder, entry(folder, max_context=99, max_concurrency=3), 0.1).kv == 3 * 20 * 128
+
+
+def test_estimate_knows_of_quantized_caches(tmp_path: Path) -> None:
+    folder = model(tmp_path, {"model.safetensors": 10**6})
+    config = {"num_hidden_layers": 2, "hidden_size": 512, "num_attention_heads": 4, "max_position_embeddings": 20}
+    (folder / "config.json").write_text(json.dumps(config))
+    # 2,048 numbers a token, in two bytes each.
+    assert estimate(folder, entry(folder, max_concurrency=1), 0.1).kv == 20 * 4096
+    quantized = KvSettings(bits=4, group_size=128)
+    assert estimate(folder, entry(folder, max_concurrency=1, kv=quantized), 0.1).kv == 20 * (1024 + 2048 // 128 * 4)
 
 
 @pytest.mark.parametrize("dtype", ["F16", "BF16"])

@@ -148,6 +148,25 @@ def test_a_changed_roster_keeps_what_is_unchanged_and_drains_what_is_not() -> No
     run(test())
 
 
+def test_caches_of_other_bits_take_another_load() -> None:
+    async def test() -> None:
+        workers = FakeWorkers()
+        async with registry(workers=workers) as r:
+            assert await say_once(r, ATLAS) == "Hello there!"
+            found = []
+            for bits in (8, 4, 4):
+                r.reconfigure(
+                    roster(f"models: {{atlas: {{source: ./atlas, kv: {{bits: {bits}, group_size: 32}}}}}}"), 10
+                )
+                await say_once(r, ATLAS)
+                source = workers.workers["atlas"].source
+                found.append((source.kv_bits, source.kv_group_size))
+            assert found == [(8, 32), (4, 32), (4, 32)]
+            assert workers.history.count("load atlas") == 3
+
+    run(test())
+
+
 def test_a_budget_below_what_is_in_use_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     async def test() -> None:
         async with registry(workers=FakeWorkers(sizes={"atlas": 6})) as r, r.lease(ATLAS):
