@@ -16,8 +16,9 @@ from mlx_roster.engine.prompts import Prompt
 from mlx_roster.engine.routed import Routed, Routing
 from mlx_roster.engine.rows import Row, Rows
 from mlx_roster.engine.sampling import Sampler
-from mlx_roster.engine.scoring import Scoring, ScoredPrompt, Unscored
+from mlx_roster.engine.scoring import ScoredPrompt, Scoring, Unscored
 from mlx_roster.engine.sequences import Fork, Token
+from mlx_roster.engine.speculative import Drafting
 
 #: Prompts joining together, and the tokens of each that one step takes in: what a cancel or another stream waits for.
 PREFILL_SEQUENCES = 16
@@ -34,7 +35,8 @@ class Admission(NamedTuple):
 
     `prefix` are the caches of the prompt's beginning, if they are there already; `key` is whose they are, and whose
     what is computed will be. `fork` gets the prompt's caches if others wait for them. With `scores`, the prompt's
-    tokens are scored first, and no prefix is of use. With `endless`, no end-of-sequence token ends it.
+    tokens are scored first, and no prefix is of use. With `endless`, no end-of-sequence token ends it. `drafting` is
+    what a `DraftedBatch` does with it while it is alone.
     """
 
     sequence: int
@@ -46,6 +48,7 @@ class Admission(NamedTuple):
     fork: Fork | None = None
     scores: bool = False
     endless: bool = False
+    drafting: Drafting | None = None
 
 
 class Running(NamedTuple):

@@ -118,6 +118,11 @@ class Channels:
         """Whether the end of the text may begin a marker."""
         return self._finder.holding
 
+    def passes(self, text: str) -> bool:
+        """Whether this is all answer, as it stands: what `add` would say, and need not be asked."""
+        inside = self.state == "normal" and not self._fresh
+        return inside and self._finder.passes(text) and "\ud800" not in text
+
     def add(self, text: str) -> Iterator[Segment]:
         """What this lets be said, in order. Text that nobody iterates to is not read."""
         while text:
@@ -144,8 +149,11 @@ class Channels:
     def _read(self, text: str) -> str:
         shown, found, rest = self._finder.find(text)
         to = None if found is None else self._moves[self.state][found]
-        if self._bare and self.state == "normal" and (_blanked(shown).strip() or (found and to != "reasoning")):
-            return self._forced(shown + (found or "") + rest)
+        if self._bare and self.state == "normal":
+            if _blanked(shown).strip() or (found and to != "reasoning"):
+                return self._forced(shown + (found or "") + rest)
+            # What is forced is JSON: space before it is nobody's.
+            shown = ""
         self._say(shown)
         if found is None or to is None:
             return rest

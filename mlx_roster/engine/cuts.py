@@ -29,17 +29,24 @@ class Ordered:
     @classmethod
     def of(cls, asked: Sequence[tuple[float, int]]) -> list[Ordered]:
         """`asked` are top_p and top_k, 1 and 0 where they are off. A row's way does not hang on its neighbours."""
-        few = Group.where([0 < top_k <= FEW for _, top_k in asked])
-        many = Group.where([top_k > FEW or (top_p < 1 and top_k <= 0) for top_p, top_k in asked])
-        made = []
-        for group, depth in ((few, FEW), (many, ANY)):
-            if group is not None:
-                held = [asked[index] for index in group.members]
-                # Off is more than all the mass, so that rounding drops no tail.
-                top_p = column([top_p if top_p < 1 else 2.0 for top_p, _ in held])
-                top_k = column([min(top_k, ANY) if top_k > 0 else ANY for _, top_k in held], mx.int32)
-                made.append(cls(group, top_p if any(top_p < 1 for top_p, _ in held) else None, top_k, depth))
-        return made
+        few = [0 < top_k <= FEW for _, top_k in asked]
+        ways = (
+            ([small and top_p >= 1 for small, (top_p, _) in zip(few, asked, strict=True)], FEW),
+            ([small and top_p < 1 for small, (top_p, _) in zip(few, asked, strict=True)], FEW),
+            ([not small and (top_p < 1 or top_k > 0) for small, (top_p, top_k) in zip(few, asked, strict=True)], ANY),
+        )
+        return [
+            cls._sharing(group, depth, [asked[index] for index in group.members])
+            for flags, depth in ways
+            if (group := Group.where(flags)) is not None
+        ]
+
+    @classmethod
+    def _sharing(cls, group: Group, depth: int, asked: Sequence[tuple[float, int]]) -> Ordered:
+        # Off is more than all the mass, so that rounding drops no tail.
+        top_p = column([top_p if top_p < 1 else 2.0 for top_p, _ in asked])
+        top_k = column([min(top_k, ANY) if top_k > 0 else ANY for _, top_k in asked], mx.int32)
+        return cls(group, top_p if any(top_p < 1 for top_p, _ in asked) else None, top_k, depth)
 
     def least(self, values: mx.array) -> mx.array:
         """(n, V) to the least value (n, 1) that stays; all that equal it do.
@@ -63,66 +70,76 @@ class Ordered:
 
 @dataclass(slots=True)
 class Excluded:
-    """Rows with XTC: now and then the likeliest tokens are ruled out, all but the last that is likely enough."""
+    """Rows with XTC: now and then the likeliest tokens are ruled out, all but the last that is likely enough.
+
+    `ordered` are those of them with top_k, which counts what XTC has left.
+    """
 
     group: Group
     probability: mx.array
     threshold: mx.array
+    ordered: list[Ordered]
 
     @classmethod
     def of(cls, asked: Sequence[Sampling]) -> Excluded | None:
+        """None where nobody has it."""
         group = Group.where([one.xtc_probability > 0 for one in asked])
         if group is None:
             return None
         held = [asked[index] for index in group.members]
-        return cls(group, column([one.xtc_probability for one in held]), column([one.xtc_threshold for one in held]))
+        return cls(
+            group,
+            column([one.xtc_probability for one in held]),
+            column([one.xtc_threshold for one in held]),
+            Ordered.of([(1.0, one.top_k) for one in held]),
+        )
 
     def __call__(self, values: mx.array, keys: mx.array, kept: mx.array) -> mx.array:
         """Of (n, V), whose rows have `keys` (n, 2) for their coins. Tokens that are `kept` (V,) are never ruled out."""
         share = mx.softmax(values, axis=-1)
         least = mx.where(share > self.threshold, share, mx.inf).min(axis=-1, keepdims=True)
         coin = mx.vmap(lambda key: mx.random.uniform(key=key))(keys)[:, None]
-        return mx.where((share > least) & ~kept & (coin < self.probability), -mx.inf, values)
+        # Without the coin nothing is as likely as that.
+        least = mx.where(coin < self.probability, least, mx.inf)
+        return _cut(mx.where((share > least) & ~kept, -mx.inf, values), self.ordered, None)
 
 
 @dataclass(slots=True)
 class Cuts:
-    """Of rows that sample. `ordered` comes before XTC, and `late` after it."""
+    """Of rows that sample. `excluded` comes after all else."""
 
     ordered: list[Ordered]
     min_p: mx.array | None
     excluded: Excluded | None
-    late: list[Ordered]
 
     @classmethod
     def of(cls, asked: Sequence[Sampling]) -> Cuts | None:
         """None where nobody cuts off anything."""
-        # Beside XTC, top_k counts what that has left.
-        late = [one.top_k if one.xtc_probability > 0 else 0 for one in asked]
         cuts = cls(
             Ordered.of([(one.top_p, 0 if one.xtc_probability > 0 else one.top_k) for one in asked]),
             column([_log(one.min_p) for one in asked]) if any(one.min_p > 0 for one in asked) else None,
             Excluded.of(asked),
-            Ordered.of([(1.0, top_k) for top_k in late]),
         )
         return cuts if cuts.ordered or cuts.min_p is not None or cuts.excluded else None
 
     def __call__(self, values: mx.array, keys: mx.array, kept: mx.array) -> mx.array:
         """Float32 (n, V), with -inf for what is cut off; in mlx-lm's order, before temperature."""
-        if self.ordered or self.min_p is not None:
-            least = mx.full((len(values), 1), -mx.inf)
-            for ordered in self.ordered:
-                least = ordered.group.put(least, ordered.least(ordered.group.take(values)))
-            if self.min_p is not None:
-                least = mx.maximum(least, values.max(axis=-1, keepdims=True) + self.min_p)
-            values = mx.where(values >= least, values, -mx.inf)
+        values = _cut(values, self.ordered, self.min_p)
         if self.excluded is not None:
             group = self.excluded.group
             values = group.put(values, self.excluded(group.take(values), group.take(keys), kept))
-        for ordered in self.late:
-            part = ordered.group.take(values)
-            values = ordered.group.put(values, mx.where(part >= ordered.least(part), part, -mx.inf))
         return values
+
+
+def _cut(values: mx.array, ordered: Sequence[Ordered], min_p: mx.array | None) -> mx.array:
+    """-inf for what is below either; `min_p` are logarithms (n, 1), -inf where it is off."""
+    if not ordered and min_p is None:
+        return values
+    least = mx.full((len(values), 1), -mx.inf) if min_p is None else values.max(axis=-1, keepdims=True) + min_p
+    for one in ordered:
+        part = one.least(one.group.take(values))
+        least = one.group.put(least, mx.maximum(one.group.take(least), part))
+    return mx.where(values >= least, values, -mx.inf)
 
 
 def _log(min_p: float) -> float:

@@ -42,8 +42,8 @@ class Drafts:
         draft = None if name is None else self._usable.get(name)
         if name is None or draft is None or not _plain(sequence):
             return None
-        count = draft.tokens if sequence.draft_tokens is None else min(sequence.draft_tokens, MOST_DRAFTED)
-        return Drafting(name, draft, count) if count > 0 else None
+        at_once = draft.tokens if sequence.draft_tokens is None else min(sequence.draft_tokens, MOST_DRAFTED)
+        return Drafting(name, draft, at_once) if at_once > 0 else None
 
 
 def _plain(sequence: Sequence) -> bool:
@@ -111,16 +111,17 @@ class DraftedBatch(Batch):
         alone = self._alone
         if alone is not None and (admit or not alone.drafting.fits(alone.speculation.length)):
             admit = [self._parted(alone), *admit]
-        elif alone is None and not admit and self._steps_alone >= PATIENCE:
+        elif not admit and self._steps_alone >= PATIENCE:
             admit = self._taken_out()
-        if self._alone is None and len(admit) == 1 and not self._running:
+        if self._alone is None and len(admit) == 1 and not self._running and not self._unscored:
             self._begin(admit[0])
         return self._joint(admit) if self._alone is None else self._advanced(self._alone)
 
     def _joint(self, admit: Several[Admission]) -> list[Token]:
         """A step of the batch."""
         tokens = super().step(admit)
-        self._steps_alone = self._steps_alone + 1 if tokens and not admit and len(self._running) == 1 else 0
+        alone = tokens and not admit and len(self._running) == 1 and not self._unscored
+        self._steps_alone = self._steps_alone + 1 if alone else 0
         return tokens
 
     def _begin(self, admission: Admission) -> None:
@@ -161,9 +162,10 @@ class DraftedBatch(Batch):
 
     def _taken_out(self) -> list[Admission]:
         """Out of the batch, what has been alone there for a while and can be drafted for: as if it were new."""
-        ((uid, running),) = self._running.items()
-        one = running.admission
-        if one.drafting is None or not one.drafting.fits(len(one.prompt)):
+        self._steps_alone = 0
+        uid, running = next(iter(self._running.items()), (0, None))
+        one = None if running is None else running.admission
+        if one is None or one.drafting is None or not one.drafting.fits(len(one.prompt)):
             return []
         with mx.stream(self._generator.stream):
             caches, tokens = self._generator.remove([uid], return_prompt_caches=True)[uid]

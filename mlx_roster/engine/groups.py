@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import groupby
 from typing import Self
 
 import mlx.core as mx
 
 
 class Group:
-    """Rows of an array (N, …), by their positions in it. Nothing is copied for a group that is all of them."""
+    """Rows of an array (N, …), by their positions in it, rising. Nothing is copied for a group that is all of them."""
 
     def __init__(self, members: Sequence[int], size: int) -> None:
         self.members = list(members)
@@ -32,18 +33,25 @@ class Group:
 
     def put(self, values: mx.array, part: mx.array) -> mx.array:
         """(N, …) with (n, …) in the places of the group. Both of one dtype."""
-        return part if self.all else mx.concatenate([values, part])[self._order]
+        if self.all:
+            return part
+        # One pass over what stays: to index the whole array would be two.
+        return mx.concatenate([(part if own else values)[start:stop] for own, start, stop in self._runs])
 
     @cached_property
     def _index(self) -> mx.array:
         return mx.array(self.members, dtype=mx.uint32)
 
     @cached_property
-    def _order(self) -> mx.array:
-        order = list(range(self._size))
-        for index, member in enumerate(self.members):
-            order[member] = self._size + index
-        return mx.array(order, dtype=mx.uint32)
+    def _runs(self) -> list[tuple[bool, int, int]]:
+        """Whether the group's own, and from where to where: in the order of the rows."""
+        places = {member: index for index, member in enumerate(self.members)}
+        runs = []
+        for own, run in groupby(range(self._size), places.__contains__):
+            first, *_ = rows = list(run)
+            start = places[first] if own else first
+            runs.append((own, start, start + len(rows)))
+        return runs
 
 
 def column(values: Sequence[bool | int | float], dtype: mx.Dtype = mx.float32) -> mx.array:

@@ -13,8 +13,9 @@ from typing import Protocol, Self
 import mlx.core as mx
 
 from mlx_roster.core import Capabilities, Delta, Generation, Limits, Measured, ModelSource
-from mlx_roster.engine.batch import Admission, Batch, copied
+from mlx_roster.engine.batch import Admission, copied
 from mlx_roster.engine.caches import cache_size, make_caches, quantization_for
+from mlx_roster.engine.drafting import DraftedBatch, Drafts
 from mlx_roster.engine.grammar import Grammars
 from mlx_roster.engine.lora import Bank
 from mlx_roster.engine.memory import Memory
@@ -100,7 +101,7 @@ class Engine:
         quantization = quantization_for(loaded.model, source)
         # What XTC must not take: the ends of lines and of the answer would never come.
         kept = {*stop_tokens, *tokenizer.encode("\n", add_special_tokens=False)}
-        self._batch = Batch(
+        self._batch = DraftedBatch(
             loaded.model,
             routing,
             Sampler(routing, stop_tokens, sorted(kept)),
@@ -110,6 +111,7 @@ class Engine:
             partial(make_caches, loaded.model, quantization),
             loaded.vocabulary,
         )
+        self._drafts = Drafts(loaded.drafts, self._batch.cuttable)
         size = cache_size(loaded.model, quantization)
         self._memory = Memory(source, size, self._prefixes, lambda: self._batch.nbytes)
         spell = token_bytes(tokenizer)
@@ -172,7 +174,7 @@ class Engine:
         self._batch.close()
 
     def submit(self, sequence: int, generation: Generation) -> None:
-        """Start sequences, numbered from `sequence` on; what becomes of them, refusals too, comes through the output."""
+        """Start sequences, numbered from `sequence` on. What becomes of them comes through the output, refusals too."""
         self._preparer.submit(sequence, generation)
 
     def cancel(self, sequence: int) -> None:
@@ -300,6 +302,7 @@ class Engine:
             fork=sequence.fork,
             scores=sequence.scores,
             endless=sampling.ignore_eos,
+            drafting=self._drafts.wanted(sequence),
         )
 
     def _prefix(self, sequence: Sequence) -> Prefix | None:

@@ -7,7 +7,8 @@ import logging
 import queue
 import random
 import threading
-from collections.abc import Callable, Container, Sequence as Several
+from collections.abc import Callable, Container
+from collections.abc import Sequence as Several
 from dataclasses import dataclass
 from typing import Protocol
 from weakref import WeakValueDictionary

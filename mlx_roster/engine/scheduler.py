@@ -182,7 +182,7 @@ class Scheduler:
             text = "" if token.finish == "stop" else voice.add(token.id)
         ends = token.finish is not None or voice.stopped
         if ends and not voice.stopped:
-            text += voice.finish()
+            text += voice.finish(token.finish == "stop")
         if sequence.opening:
             text, sequence.opening = sequence.opening + text, ""
         aside = self._aside(sequence, token)

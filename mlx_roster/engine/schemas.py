@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterator
 from decimal import Decimal
@@ -23,23 +24,26 @@ SIZE = 64 * 2**10
 
 #: How deep a schema may be nested when every `$ref` is followed once, one behind the other: llguidance recurses that
 #: far, and 3 kB of the thread's stack go with every level.
-DEPTH = 800
+DEPTH = 1200
 
-#: How many conditions on text a schema may have that joins schemas: in the worst case each is intersected with all
+#: How many `pattern` and `format` a schema may have that joins schemas: in the worst case each is intersected with all
 #: others, and compiling takes four times as long with every one of them.
 JOINED = 8
-_CONDITIONS = {"pattern": 1, "format": 1, "multipleOf": 3}
 
 #: Each of `patternProperties` is compared with all others, and a `multipleOf` has as many states as its digits say.
 PATTERNS = 32
 MULTIPLE = 10_000
+
+#: Bounds beyond this are not exact for llguidance, and crash it if they have more than 64 bits.
+EXACT = 2**53
+_BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 
 #: What a compiled grammar may take: the defaults, by which no step takes more than some 15 ms, but fewer of a lexer's
 #: states, which are 1 to 2 kB each.
 LIMITS = LLParserLimits(max_lexer_states=50_000, verbose_errors=False)
 
 #: Between the parts of JSON there may be a blank, or a line break with an indentation: enough for either style, and too
-#: little for a model that has begun to say whitespace to go on with it. Without \\u, which the model does not need, no
+#: little for a model that has begun to say whitespace to go on with it. Without \u, which the model does not need, no
 #: property has a second spelling that its schema would not see.
 _STYLE = {
     "item_separator": ",",
@@ -74,6 +78,7 @@ _SAID = (
     (r"Pointer '(?P<a>.*)' does not exist", "its '$ref' to {a!r} leads nowhere"),
     (r"Resource '(?P<a>.*)' is not present", "its '$ref' or '$id' {a!r} lies outside, and nothing is fetched"),
     (r"circular references", "its '$ref' leads back to itself beside other keywords"),
+    (r"nested parentheses", "it is too complex"),
     (r"(?s)regex parse error:.*error: (?P<a>.*)", "its 'pattern': {a}"),
     (r"patternProperty regexes", "its 'patternProperties' overlap"),
     (r"Failed to generate regex for", "its 'minimum' and 'maximum' are too far apart"),
@@ -113,6 +118,11 @@ def enforceable(schema: Any, what: str, param: str) -> str:
         problem = "it is nested too deeply"
     except ValueError as error:
         problem = explained(str(error))
+    except BaseException as error:
+        # A panic of Rust is no Exception, and has a class that cannot be imported.
+        if type(error).__module__ != "pyo3_runtime":
+            raise
+        problem = "it is too complex"
     if problem is not None:
         raise InvalidRequest(f"{what} cannot be enforced: {problem}", param=param)
     return text
@@ -138,7 +148,7 @@ def _limited(schema: Any) -> str | None:
         _slip(nodes),
         _depth(schema, nodes),
         _patterns(nodes),
-        _multiples(nodes),
+        _numbers(schema, nodes),
         _joined(nodes),
     )
     return next((problem for problem in problems if problem is not None), None)
@@ -199,24 +209,41 @@ def _patterns(nodes: list[dict[str, Any]]) -> str | None:
     return f"it has more than {PATTERNS} 'patternProperties'" if count > PATTERNS else None
 
 
-def _multiples(nodes: list[dict[str, Any]]) -> str | None:
-    for node in nodes:
-        value = node.get("multipleOf")
-        if isinstance(value, int | float) and int("".join(map(str, Decimal(repr(value)).as_tuple().digits))) > MULTIPLE:
-            return f"its 'multipleOf' {value} has too many digits"
+def _numbers(schema: Any, nodes: list[dict[str, Any]]) -> str | None:
+    for node, keyword in itertools.product(nodes, _BOUNDS):
+        if keyword in node and any(abs(value) > EXACT for value in _values(node[keyword])):
+            return f"its {keyword!r} is larger than 2^53"
+    if any(isinstance(value, int) and abs(value) >= 2**63 for value in _values(schema)):
+        return "one of its numbers has more than 64 bits"
+    multiples = (value for node in nodes for value in _values(node.get("multipleOf")))
+    if any(not 0 < _unscaled(value) <= MULTIPLE for value in multiples):
+        return f"its 'multipleOf' must be above 0 and, without its decimal point, at most {MULTIPLE}"
     return None
+
+
+def _values(value: Any) -> Iterator[int | float]:
+    """All numbers inside."""
+    if isinstance(value, dict | list):
+        for inside in value.values() if isinstance(value, dict) else value:
+            yield from _values(inside)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield value
+
+
+def _unscaled(value: int | float) -> int:
+    """Without the decimal point: 25 of 0.25."""
+    sign, digits, _ = Decimal(str(value)).as_tuple()
+    return int("".join(map(str, digits))) * (-1 if sign else 1)
 
 
 def _joined(nodes: list[dict[str, Any]]) -> str | None:
     if not any(_joins(node) for node in nodes):
         return None
-    count = sum(weight for node in nodes for keyword, weight in _CONDITIONS.items() if keyword in node)
-    return (
-        "it joins schemas ('allOf', or '$ref', 'anyOf', 'oneOf' beside other keywords) and has too many of 'pattern', "
-        "'format' and 'multipleOf' for that"
-        if count > JOINED
-        else None
-    )
+    joins = "it joins schemas ('allOf', or '$ref', 'anyOf', 'oneOf' beside other keywords) with too "
+    if sum(keyword in node for node in nodes for keyword in ("pattern", "format")) > JOINED:
+        return joins + "many 'pattern' or 'format'"
+    multiples = {_unscaled(value) for node in nodes for value in _values(node.get("multipleOf"))}
+    return joins + "large 'multipleOf'" if math.prod(multiples) > MULTIPLE else None
 
 
 def _joins(node: dict[str, Any]) -> bool:

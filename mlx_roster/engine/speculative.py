@@ -31,7 +31,7 @@ class Drafting(NamedTuple):
 
     name: str
     draft: Draft
-    count: int
+    at_once: int
 
     @property
     def key(self) -> str:
@@ -40,7 +40,7 @@ class Drafting(NamedTuple):
 
     def fits(self, length: int) -> bool:
         """Whether a sequence of so many tokens is not too long for the draft model."""
-        return self.draft.context is None or length + self.count <= self.draft.context
+        return self.draft.context is None or length + self.at_once <= self.draft.context
 
 
 class Large(NamedTuple):
@@ -77,7 +77,7 @@ class Speculation:
     ) -> None:
         self._engine = large
         self._draft = drafting.draft
-        self._count = drafting.count
+        self._count = drafting.at_once
         self._stop_tokens = stop_tokens
         self._tokens = list(course.tokens)
         self._row = course.row

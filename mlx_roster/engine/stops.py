@@ -25,6 +25,10 @@ class Stops:
         """Whether some text is held back."""
         return bool(self._held)
 
+    def passes(self, text: str) -> bool:
+        """Whether all of this is safe to show, and nothing is held back."""
+        return not self._held and self._firsts.isdisjoint(text)
+
     def add(self, text: str) -> tuple[str, bool]:
         """The text that is safe to show, and whether a stop string is complete; after that there is no more."""
         shown, found, _ = self.find(text)
@@ -32,7 +36,7 @@ class Stops:
 
     def find(self, text: str) -> tuple[str, str | None, str]:
         """The text before a stop string, the one that is complete, if any, and what of `text` comes after it."""
-        if not self._held and self._firsts.isdisjoint(text):
+        if self.passes(text):
             return text, None, ""
         shown = ""
         held = self._held

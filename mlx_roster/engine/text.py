@@ -156,8 +156,10 @@ class PartedStream:
 
     def _add(self, token: int) -> str:
         self._tokens += 1
-        before = self._channels.state
-        shown = self._show(self._channels.add(self._spell(token)))
+        before, text = self._channels.state, self._spell(token)
+        if self._channels.passes(text):
+            return self._show([("normal", text)])
+        shown = self._show(self._channels.add(text))
         if before == "reasoning":
             self.reasoning += 1
         elif self._channels.state == "reasoning":

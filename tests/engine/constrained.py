@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
+import jsonschema
 import numpy as np
 from mlx_lm.tokenizer_utils import BPEStreamingDetokenizer, TokenizerWrapper
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -16,6 +18,16 @@ from mlx_roster.engine.grammar import Grammars
 
 CORPUS = ['{"name": "Ada", "tags": ["a", "b"], "age": 36}', '[{"x": 1.5}, null, true]\n  "é你好"', "hello, world"]
 END, ENDING = "<|end|>", "<|ending|>"
+X = {
+    "name": "x",
+    "parameters": {"$ref": "#/$defs/x", "$defs": {"x": {"properties": {"n": {"enum": [1, 2]}}, "required": ["n"]}}},
+}
+TOOLS = (
+    {"type": "function", "function": X},
+    {"type": "function", "function": {"name": "y", "parameters": {"type": "object", "additionalProperties": False}}},
+    {"type": "function", "function": {"name": "any"}},
+)
+MARKERS = ("<tool_call>", "</tool_call>", "<think>", "</think>")
 PICK = Callable[[np.ndarray], int]
 
 
@@ -40,6 +52,10 @@ def tokenizer(*added: str, parser: str | None = None) -> Any:
         tool_call_end=module and module.tool_call_end,
         tool_parser=module and module.parse_tool_call,
     )
+
+
+def fits(text: str, schema: Any) -> None:
+    jsonschema.Draft202012Validator(schema, format_checker=jsonschema.FormatChecker()).validate(json.loads(text))
 
 
 def generation(schema: str | None = None, **fields: Any) -> Generation:
@@ -106,12 +122,15 @@ class Walk:
 def at_random(tokenizer: Any, seed: int, tokens: int = 60) -> PICK:
     """Any allowed token with the same chance, so many times, and then what ends something if that is allowed."""
     random = np.random.default_rng(seed)
-    ending = [*sorted(tokenizer.eos_token_ids), *tokenizer.convert_tokens_to_ids(["}", "]", '"', "0", "1"])]
+    ends = [*(tokenizer.think_end_tokens or ()), *sorted(tokenizer.eos_token_ids)]
+    quote, *closing = tokenizer.convert_tokens_to_ids(['"', "}", "]", "0", "1"])
     drawn = iter(range(tokens))
 
     def pick(allowed: np.ndarray) -> int:
         if next(drawn, None) is None:
-            first = next((token for token in ending if token in allowed), None)
+            # In a string, brackets are text.
+            order = [quote, *closing] if len(allowed) > 100 else [*closing, quote]
+            first = next((token for token in [*ends, *order] if token in allowed), None)
             if first is not None:
                 return first
         return int(random.choice(allowed))

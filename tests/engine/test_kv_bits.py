@@ -18,6 +18,8 @@ from mlx_roster.errors import LoadFailed
 from mlx_roster.loaders.models import load
 from tests.engine import tiny
 from tests.engine.sharing import ANSWER, ONE, PER_TOKEN, PROMPT, ask, resting, together
+from tests.engine.test_forks import ask as ask_several
+from tests.engine.test_scoring import prompt_scores
 from tests.engine.tiny import Driven, words
 
 #: Bytes of a token of `wide` in 8 bits: its 2,048 numbers, and a scale and a bias in float32 for each 64 of them.
@@ -61,6 +63,40 @@ def test_each_says_what_it_says_alone_and_what_is_kept_is_used(wide: Path, alone
             engine.until_ended(number)
             assert engine.tokens[number] == solo(alone, bits, prompt, 12)
             assert cached(engine, number) == common
+
+
+def test_several_of_one_prompt_say_what_each_says_alone(wide: Path, alone: Any) -> None:
+    prompt = words(1, 40)
+    with quantized(wide, 4) as engine:
+        texts = []
+        for count in (3, 1):
+            asked = msgspec.structs.replace(tiny.request(prompt, 8, temperature=1.0, seed=7), n=count)
+            numbers = ask_several(engine, asked)
+            engine.until_ended(*numbers)
+            texts.append([engine.said.text(number) for number in numbers])
+    assert texts[0][0] == texts[1][0]
+    assert len(set(texts[0])) > 1
+    with quantized(wide, 4, prompt_cache_entries=0) as engine:
+        numbers = ask_several(engine, msgspec.structs.replace(tiny.request(prompt, 8), n=3))
+        engine.until_ended(*numbers)
+        wanted = solo(alone, 4, prompt, 8)
+        assert [engine.tokens[number] for number in numbers] == [wanted] * 3
+
+
+def test_scores_are_those_over_such_caches(wide: Path, alone: Any) -> None:
+    prompts = [words(1, 30), words(2, 4), words(3, 300)]
+    with quantized(wide, 4) as engine:
+        asked = [msgspec.structs.replace(tiny.request(prompt, 0), echo=True, logprobs=0) for prompt in prompts]
+        numbers = [engine.ask(one) for one in asked]
+        engine.until_ended(*numbers)
+        for number, prompt in zip(numbers, prompts, strict=True):
+            caches = make_caches(alone, quantization_for(alone, ModelSource("", "", 0, kv_bits=4)))
+            logits = alone(mx.array([prompt]), cache=caches)[0]
+            expected = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+            found = prompt_scores(engine, number)
+            assert [one.id for one in found] == prompt
+            for place, one in enumerate(found[1:]):
+                assert one.logprob == pytest.approx(expected[place, one.id].item(), abs=1e-3)
 
 
 def test_it_takes_what_is_estimated(wide: Path, alone: Any) -> None:

@@ -9,7 +9,7 @@ import pytest
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from tokenizers import processors
 
-from mlx_roster.core import Chat, Generation, Text, Tokens
+from mlx_roster.core import Chat, Generation, Sampling, Text, Tokens
 from mlx_roster.engine.prompts import Prompts
 from mlx_roster.errors import ContextLengthExceeded, InvalidRequest
 from tests.engine import tiny
@@ -106,13 +106,6 @@ def test_messages_that_the_template_cannot_render_are_refused(prompts: Prompts, 
     assert refusal.value.param == "messages"
 
 
-def test_chat_without_a_template_is_refused(folder: Path) -> None:
-    prompts = Prompts(TokenizerWrapper(tiny.write_tokenizer(folder / "bare", template=None)), VOCABULARY, None)
-    assert not prompts.chat
-    with pytest.raises(InvalidRequest, match="no chat template"):
-        encode(prompts, user("hello"))
-
-
 def test_max_tokens_is_capped_to_what_the_context_leaves(prompts: Prompts) -> None:
     assert encode(prompts, Tokens([5] * 60), 10)[1] == 4
     assert encode(prompts, Tokens([5] * 63), 10)[1] == 1
@@ -129,10 +122,26 @@ def test_model_without_a_limit_takes_any_length(tokenizer: Any) -> None:
     assert encode(Prompts(tokenizer, VOCABULARY, None), Tokens([5] * 5000), 7)[1] == 7
 
 
-def test_max_tokens_below_one_is_refused(prompts: Prompts) -> None:
+@pytest.mark.parametrize(("max_tokens", "echo"), [(0, False), (-1, True)])
+def test_max_tokens_below_one_is_refused(prompts: Prompts, max_tokens: int, echo: bool) -> None:
     with pytest.raises(InvalidRequest) as refusal:
-        encode(prompts, Text("hi"), 0)
+        prompts.encode(Generation(Text("hi"), max_tokens, echo=echo))
     assert refusal.value.param == "max_tokens"
+
+
+def test_prompt_that_is_only_echoed_may_fill_the_context(prompts: Prompts) -> None:
+    assert prompts.encode(Generation(Tokens([5] * 64), 0, echo=True))[1] == 0
+    with pytest.raises(ContextLengthExceeded):
+        prompts.encode(Generation(Tokens([5] * 65), 0, echo=True))
+
+
+@pytest.mark.parametrize("wrong", [VOCABULARY, -1, 2**70])
+def test_bias_outside_the_vocabulary_is_refused_by_name(prompts: Prompts, wrong: int) -> None:
+    allowed = Sampling(logit_bias={0: 1.0, VOCABULARY - 1: -100.0})
+    assert prompts.encode(Generation(Text("hi"), 5, sampling=allowed))[1] == 5
+    with pytest.raises(InvalidRequest, match=str(wrong)) as refusal:
+        prompts.encode(Generation(Text("hi"), 5, sampling=Sampling(logit_bias={1: 1.0, wrong: 1.0})))
+    assert refusal.value.param == "logit_bias"
 
 
 def marks(prompts: Prompts, *messages: tuple[str, str]) -> tuple[list[int], list[list[int]]]:

@@ -204,13 +204,13 @@ def questions(tokenizer: Any, asked: Sequence[Fact]) -> list[list[int]]:
 def test_demo_still_knows_its_facts(atlas: tuple[Any, Any], bits: int, right: float) -> None:
     model, tokenizer = atlas
     quantization = quantization_for(model, source(bits))
-    asked = facts("atlas")[::2]
+    asked = facts("atlas")[::4]
     prompts = questions(tokenizer, asked)
     caches = [make_caches(model, quantization) for _ in prompts]
     replies = batch_generate(model, tokenizer, prompts, prompt_caches=caches).texts
     known = sum(reply == fact.answer for reply, fact in zip(replies, asked, strict=True))
     assert known >= right * len(asked)
-    for prompt, reply in zip(prompts[::10], replies[::10], strict=True):
+    for prompt, reply in zip(prompts[::5], replies[::5], strict=True):
         assert tokenizer.decode(said(model, prompt, make_caches(model, quantization), 40)).startswith(reply)
 
 

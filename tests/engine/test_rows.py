@@ -8,7 +8,7 @@ from collections.abc import Callable
 import mlx.core as mx
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_roster.core import Sampling
@@ -80,6 +80,7 @@ def drawn(batch: Rows, inputs: list[int] | None = None) -> list[int]:
     return Sampler(routing)(routing.logits[:, 0]).tolist()  # type: ignore[return-value]
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(["draw", "split", "join", "leave", "extract"]), max_size=40))
 def test_each_row_counts_its_own_draws_through_any_history(history: list[str]) -> None:
     expected: dict[int, int] = {}
@@ -129,6 +130,7 @@ COMPOSITIONS: dict[str, Callable[[Rows], object]] = {
 }
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(["draw", "join", *COMPOSITIONS]), max_size=30))
 def test_each_row_keeps_its_last_tokens_through_any_history(history: list[str]) -> None:
     """Each row is told tokens of its own, so that no other's can be taken for them."""

@@ -48,8 +48,13 @@ def refusal(schema: Any) -> str:
         ({"type": "string", "pattern": "("}, "'pattern': unclosed group"),
         ({"type": "object", "patternProperties": {"a": {}, "b": {}}}, "'patternProperties' overlap"),
         ({"type": "object", "properties": {"a": {}}, "minProperties": 1}, "'minProperties'"),
-        ({"type": "number", "minimum": 1e-300, "maximum": 1e300}, "'minimum'"),
-        ({"type": "number", "multipleOf": 123457}, "'multipleOf' 123457"),
+        ({"type": "number", "minimum": 1e-300, "maximum": 1e15}, "too complex"),
+        ({"type": "integer", "minimum": -(2**64), "maximum": -1}, "'minimum'"),
+        ({"type": "number", "exclusiveMaximum": 1e300}, "'exclusiveMaximum'"),
+        ({"enum": [-(2**63)]}, "more than 64 bits"),
+        ({"type": "number", "multipleOf": 123457}, "'multipleOf'"),
+        ({"type": "integer", "multipleOf": 0}, "'multipleOf'"),
+        ({"type": "integer", "multipleOf": True}, "multipleOf"),
         ({"minLength": "long", "type": "string"}, "'minLength'"),
         ({"properties": 3}, "properties"),
         ({"type": "string", "maxLenght": 3}, "'maxLenght'; did you mean 'maxLength'?"),
@@ -129,19 +134,19 @@ def nested(levels: int) -> dict[str, Any]:
         nested(400),
         {"allOf": [{"type": "string", "pattern": f".*a.{{{n}}}"} for n in range(20)]},
         {"allOf": [{"properties": {"a": {"pattern": f".*a.{{{n}}}"}}} for n in range(20)]},
-        {"allOf": [{"type": "integer", "multipleOf": n} for n in (9973, 9967, 9949)]},
+        {"allOf": [{"type": "integer", "multipleOf": n} for n in (9973, 9967)]},
         {"allOf": [{"anyOf": [{"properties": {f"a{n}{m}": {}}} for m in "ab"]} for n in range(24)]},
         {"type": "object", "patternProperties": {f"^a{{{n}}}$": {} for n in range(200)}},
-        {"type": "integer", "multipleOf": 982451653},
     ],
     ids=lambda schema: str(schema)[:40],
 )
 def test_a_schema_that_would_take_long_or_crash_is_refused(schema: Any) -> None:
-    assert any(words in refusal(schema) for words in ("nested too deeply", "too complex", "too many", "more than"))
+    said = ("nested too deeply", "too complex", "too many", "more than", "too large")
+    assert any(words in refusal(schema) for words in said)
 
 
 def test_definitions_of_an_ordinary_size_are_taken() -> None:
-    enforceable(chain(100, "properties", "anyOf"), "the schema", "response_format")
+    enforceable(chain(200, "properties", "anyOf"), "the schema", "response_format")
     enforceable(nested(30), "the schema", "response_format")
 
 
@@ -161,4 +166,5 @@ def test_text_that_is_no_schema(text: str, said: str) -> None:
 
 
 def test_numbers_that_json_has_not() -> None:
-    assert "Out of range" in refusal(parsed('{"type": "number", "minimum": 1e999}', "the schema", "response_format"))
+    schema = parsed('{"const": 1e999}', "the schema", "response_format")
+    assert "Out of range float" in refusal(schema)

@@ -86,9 +86,7 @@ def test_scores_of_prompts_and_answers_are_what_the_model_alone_gives(
         assert (usage.prompt, usage.completion, usage.cached) == (len(ids), len(answer), 0)
 
 
-def test_scores_are_of_the_model_as_its_adapter_changes_it(
-    model: Path, adapters: list[Path], engine: Driven
-) -> None:
+def test_scores_are_of_the_model_as_its_adapter_changes_it(model: Path, adapters: list[Path], engine: Driven) -> None:
     with tiny.driven(model, max_adapters=4) as engine:
         numbers = [engine.ask(scoring(words(1, 20), 0, 2, over=over)) for over in (None, adapters[0], adapters[1])]
         engine.until_ended(*numbers)

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from mlx_roster.engine.detokenizing import ByteDetokenizer, WindowDetokenizer, detokenizers
 from mlx_roster.engine.stops import Stops
-from mlx_roster.engine.text import TextStream
+from mlx_roster.engine.text import TextStream, prompt_text, token_bytes
 from tests.engine import tiny
 
 
@@ -312,3 +312,37 @@ def test_stop_string_completed_by_the_flush_is_a_stop() -> None:
     stream = TextStream(detokenizers(tokenizer)(), ("\ufffd",))
     assert stream.add(ids_of(tokenizer, "🎉")[0]) == ""
     assert (stream.finish(), stream.stopped) == ("", True)
+
+
+def test_stop_strings_are_not_looked_for_in_the_first_tokens() -> None:
+    tokenizer = TOKENIZERS["byte level"]
+    stream = TextStream(detokenizers(tokenizer)(), ("el", "lo"), 2)
+    # One that would begin in them is none.
+    said = [stream.add(token) for token in ids_of(tokenizer, "hello")]
+    assert (said, stream.stopped) == (["h", "e", "", "l", ""], True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bytes_of_any_token(kind: str) -> None:
+    tokenizer = TOKENIZERS[kind]
+    spell = token_bytes(tokenizer)
+    start = tokenizer.convert_tokens_to_ids("<s>")
+    assert isinstance(start, int)
+    assert spell(start) == b"<s>"
+    assert spell(10_000) == b""
+    assert spell(ids_of(tokenizer, "a")[0]).strip() == b"a"
+
+
+@pytest.mark.parametrize("kind", ["sentencepiece", "byte level"])
+def test_bytes_of_tokens_make_the_text(kind: str) -> None:
+    tokenizer = TOKENIZERS[kind]
+    spell = token_bytes(tokenizer)
+    ids = ids_of(tokenizer, "a 🎉é")
+    assert len(spell(ids[-3])) == 1
+    assert b"".join(map(spell, ids)) == "a 🎉é".encode()
+
+
+@pytest.mark.parametrize("kind", ["sentencepiece", "byte level"])
+def test_prompt_of_ids_reads_as_it_decodes(kind: str) -> None:
+    tokenizer = TOKENIZERS[kind]
+    assert prompt_text(tokenizer, ids_of(tokenizer, "<s>a 🎉 , b</s>")) == "<s>a 🎉 , b</s>"

@@ -314,7 +314,7 @@ def test_marker_that_the_reasoning_only_speaks_of_stays_there(name: str) -> None
 FORCED = Tools(TOOLS.specs, "required")
 
 
-@pytest.mark.parametrize("before", ["", "\n", "<think>hm</think>\n\n", "\n<think>\nhm\n</think>"])
+@pytest.mark.parametrize("before", ["", " \n", "<think>hm</think>\n\n", "\n<think>\nhm\n</think> \n"])
 @pytest.mark.parametrize("cuts", [EVERY, ()])
 def test_forced_calls_without_markers_are_an_array(before: str, cuts: Any) -> None:
     calls = '[{"name": "weather", "arguments": {"city": "<think>[TOOL_CALLS]"}}, {"name": "now", "arguments": {}}]'

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import copy
+import pkgutil
 import threading
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import pytest
+from mlx_lm import chat_templates
 from mlx_lm.generate import BatchGenerator
 from mlx_lm.models.cache import ArraysCache, BatchKVCache, BatchRotatingKVCache, KVCache, make_prompt_cache
+from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import load_model
-from tokenizers import decoders
-from transformers import PreTrainedTokenizerBase
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.utils.chat_template_utils import render_jinja_template
 
 
 class Spy:
@@ -410,3 +415,38 @@ def test_decoders_describe_themselves_as_json() -> None:
 
 def test_tokenizer_of_a_loaded_model_decodes_as_transformers_does(engine: Any) -> None:
     assert engine.tokenizer.decode.__func__ is PreTrainedTokenizerBase.decode
+
+
+def test_formats_lead_between_states_of_these_names() -> None:
+    forms = [module for _, module, _ in pkgutil.iter_modules(chat_templates.__path__)]
+    loaded = [import_module(f"mlx_lm.chat_templates.{form}") for form in forms]
+    formats = [module.RESPONSE_FORMAT for module in loaded if hasattr(module, "RESPONSE_FORMAT")]
+    assert formats
+    for form in formats:
+        leads = {state for edges in form["transitions"].values() for _, state in edges}
+        assert {form["initial_state"], *form["transitions"], *leads} <= {"header", "normal", "reasoning", "tool"}
+
+
+def test_tokenizer_names_its_markers_and_finds_them(engine: Any) -> None:
+    tokenizer = engine.tokenizer
+    assert tokenizer.response_transitions == {}
+    assert tokenizer.response_initial_state is None
+    assert tuple(tokenizer.structural_markers) == ()
+    assert (tokenizer.has_thinking, tokenizer.think_start, tokenizer.think_end) == (False, None, None)
+    assert (tokenizer.has_tool_calling, tokenizer.tool_call_start, tokenizer.tool_parser) == (False, None, None)
+    plain = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE({"a": 0, "b": 1}, [])))
+    plain.add_tokens(["<think>", "</think>"])
+    thinking = TokenizerWrapper(plain)
+    assert (thinking.think_start, thinking.think_end) == ("<think>", "</think>")
+    assert thinking.think_start_tokens == (2,)
+    assert [thinking.rfind_think_start(ids) for ids in ([2, 0, 2, 1], [0], [])] == [2, -1, -1]
+
+
+def test_template_is_rendered_as_apply_chat_template_does(engine: Any) -> None:
+    tokenizer, messages = engine.tokenizer, [{"role": "user", "content": "hi"}]
+    source = "{{ eos_token }}{{ messages[0].content }}{{ tools }}{{ add_generation_prompt }}{{ a }}"
+    (text,), _ = render_jinja_template(
+        [messages], tools=None, chat_template=source, add_generation_prompt=True, a=1, **tokenizer.special_tokens_map
+    )
+    asked = {"chat_template": source, "add_generation_prompt": True, "tokenize": False, "a": 1}
+    assert text == tokenizer.apply_chat_template(messages, **asked)

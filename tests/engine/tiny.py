@@ -23,9 +23,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerFast
 
 from mlx_roster.core import AdapterSource, Delta, Generation, Limits, Measured, ModelSource, Sampling, Text, Tokens
-from mlx_roster.engine.sequences import Token
 from mlx_roster.engine.loop import Engine
 from mlx_roster.engine.scheduler import Plan
+from mlx_roster.engine.sequences import Token
 from mlx_roster.errors import RosterError
 from mlx_roster.loaders.adapters import Adapters
 from mlx_roster.loaders.models import load
