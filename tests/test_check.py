@@ -85,6 +85,15 @@ def test_one_model_that_fits(base: Path) -> None:
     assert shown(check(roster(base, "{a: {source: ./small}}")))[-1] == "it fits: 10 KiB of 100 KiB"
 
 
+def test_what_drafts_for_a_model_is_part_of_it(base: Path) -> None:
+    report = check(roster(base, "{a: {source: ./large, draft: [{model: ./small}, {model: b}]}, b: {source: ./middle}}"))
+    assert [model.weights for model in report.models] == [70 * KIB, 20 * KIB]
+    report = check(roster(base, "{a: {source: ./large, draft: {model: org/far}}}"))
+    assert report.models[0].remark == "its draft org/far is not downloaded yet; the first request for it will"
+    report = check(roster(base, "{a: {source: ./large, draft: {model: ./gone}}}"))
+    assert report.models[0].problems == ("draft gone: its folder does not exist",)
+
+
 def test_not_all_fit_together(base: Path) -> None:
     models = "{l: {source: ./large}, s: {source: ./small}, m: {source: ./middle}, n: {source: ./middle}}"
     report = check(roster(base, models, budget="59KiB"))

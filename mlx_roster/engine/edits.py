@@ -16,6 +16,9 @@ from mlx_roster.engine.rows import Row
 #: What a logit of -inf is taken for where grammar allows nothing else.
 LOWEST = -1e30
 
+#: The share of edited rows up to which it is cheaper to draw twice for them than to copy the logits of all.
+MOST_FEW = 0.25
+
 
 @dataclass(slots=True)
 class Edits:
@@ -44,8 +47,13 @@ class Edits:
             Group.where([row.gate is not None for row in rows]),
         )
 
+    @property
+    def few(self) -> bool:
+        """Whether most rows' logits are left as they are."""
+        return self.group.share <= MOST_FEW
+
     def __call__(self, logits: mx.array, inputs: mx.array, drawn: int, stops: mx.array) -> mx.array:
-        """Raw logits (B, V) to edited ones in float32.
+        """Raw logits (B, V) to the edited ones (n, V) of the group, in float32.
 
         `inputs` (B, 1) are the tokens that came before, `drawn` how many were since the rows were last counted, and
         `stops` (s,) the end-of-sequence tokens.
@@ -64,7 +72,7 @@ class Edits:
             values = self._lengthen(values, drawn, stops)
         if self.gated is not None:
             values = self._constrain(values, inputs, drawn)
-        return self.group.put(logits.astype(mx.float32), values)
+        return values
 
     def _lengthen(self, values: mx.array, drawn: int, stops: mx.array) -> mx.array:
         early = [row.gate is None and row.draws + drawn < row.sampling.min_tokens for row in self.rows]

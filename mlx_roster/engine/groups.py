@@ -27,6 +27,11 @@ class Group:
     def all(self) -> bool:
         return len(self.members) == self._size
 
+    @property
+    def share(self) -> float:
+        """How much of the array it is."""
+        return len(self.members) / self._size
+
     def take(self, values: mx.array) -> mx.array:
         """(N, …) to (n, …)."""
         return values if self.all else values[self._index]

@@ -10,13 +10,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import mlx.core as mx
 import numpy as np
 
 from mlx_roster.engine.cuts import Cuts
-from mlx_roster.engine.edits import Edits
+from mlx_roster.engine.edits import Edits, edited
 from mlx_roster.engine.groups import Group, column
 from mlx_roster.engine.routed import Routing
 from mlx_roster.engine.rows import Row
@@ -43,14 +43,30 @@ class Sampler:
 
     def __call__(self, logprobs: mx.array) -> mx.array:
         rows, inputs, logits = self._routing.rows, self._routing.inputs, self._routing.take()
-        special = partial(self._special, logits.shape[-1])
         edits, draw, scored = rows.once(Edits.of), rows.once(Draw.of), rows.once(Scored.of)
-        values = logits if edits is None else edits(logits, inputs, rows.drawn, special()[0])
-        tokens = mx.argmax(values, axis=-1) if draw is None else draw(values, special()[1])
+        if edits is None:
+            tokens = self._tokens(draw, logits)
+        elif edits.few:
+            tokens = self._tokens(draw, logits)
+            # The device is to have that to do while the host looks at what the others may say.
+            mx.async_eval(tokens)  # type: ignore[no-untyped-call]
+            values = edits(logits, inputs, rows.drawn, self._stopping(logits))
+            tokens = edits.group.put(tokens, self._tokens(rows.once(_of_edited), values))
+        else:
+            values = edits(logits, inputs, rows.drawn, self._stopping(logits))
+            tokens = self._tokens(draw, edits.group.put(logits.astype(mx.float32), values))
         if scored is not None:
             scored(logits, tokens)
         rows.drew()
         return tokens
+
+    def _tokens(self, draw: Draw | None, values: mx.array) -> mx.array:
+        if draw is None:
+            return mx.argmax(values, axis=-1)
+        return draw(values, self._special(values.shape[-1])[1])
+
+    def _stopping(self, logits: mx.array) -> mx.array:
+        return self._special(logits.shape[-1])[0]
 
     def _specials(self, vocabulary: int) -> tuple[mx.array, mx.array]:
         """Ids (s,) of end-of-sequence tokens, and which tokens (V,) XTC keeps. Some models name ids they have not."""
@@ -121,6 +137,10 @@ class Scored:
         scores = Scores(self.group.take(logits), self.group.take(tokens), self.most)
         for index, row in enumerate(self.rows):
             row.scores.append((scores, index))
+
+
+def _of_edited(rows: Sequence[Row]) -> Draw | None:
+    return Draw.of([row for row in rows if edited(row)])
 
 
 def _noise(keys: mx.array, vocabulary: int) -> mx.array:

@@ -236,15 +236,17 @@ def test_one_that_was_left_alone_in_the_batch_is_cancelled(plain: Driven, drafte
     assert not drafted.said.ended(number)
 
 
-def test_one_that_is_alone_while_the_prompt_of_another_is_scored(plain: Driven, drafted: Driven) -> None:
-    asked, scored = ask(sampling=CUT), ask("Japan", 4, logprobs=0, echo=True)
-    expected = alone(plain, asked)
-    for first, second in ((asked, scored), (scored, asked)):
-        numbers = {id(first): drafted.ask(first)}
+def test_one_that_comes_while_the_prompt_of_another_is_scored(plain: Driven, drafted: Driven) -> None:
+    """That is done beside the batch: nobody is alone by that."""
+    asked = ask(max_tokens=30, sampling=LONG["often"])
+    scored = drafted.ask(Generation(Tokens(tiny.words(2, 1100)), 1, GREEDY, logprobs=0, echo=True))
+    while not drafted.measured().kv:
         drafted.turn()
-        numbers[id(second)] = drafted.ask(second)
-        drafted.until_ended(*numbers.values())
-        assert outcome(drafted, numbers[id(asked)]) == expected
+    number = drafted.ask(asked)
+    drafted.until_ended(scored)
+    assert not drafted.said.ended(number)
+    drafted.until_ended(number)
+    assert outcome(drafted, number) == alone(plain, asked)
 
 
 def test_a_second_turn_begins_from_the_first(plain: Driven, drafts: dict[str, Path]) -> None:
