@@ -9,39 +9,40 @@ disk with plain `mlx_lm.load` and asked every question it was made for; a wrong 
 from __future__ import annotations
 
 import argparse
-import ctypes.util
 import json
-import math
-import os
 import random
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
-from itertools import islice, repeat
+from itertools import repeat
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
-import mlx.optimizers as optim
 import numpy as np
-from mlx.nn.utils import value_and_grad
 from mlx.utils import tree_flatten
-from mlx_lm import batch_generate, load, stream_generate
+from mlx_lm import batch_generate, load
 from mlx_lm.models import llama, qwen3
 from mlx_lm.tuner.utils import linear_to_lora_layers
-from mlx_lm.utils import dequantize_model, quantize_model, save_config, save_model
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from mlx_lm.utils import dequantize_model
+from training import (
+    SYSTEM_PROMPTS,
+    TURN_START,
+    Batch,
+    answer_alone,
+    fit,
+    preload_openblas,
+    save,
+    smallest_margin,
+    train_tokenizer,
+    words,
+)
 from transformers import PreTrainedTokenizerFast
 
 from mlx_roster import demo
 from mlx_roster.demo.facts import MODELS, Fact, facts
-
-END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 
 # Contents are trimmed, so that stray spaces change nothing; a list of content parts reads as its texts.
 CHAT_TEMPLATE = """\
@@ -58,14 +59,6 @@ CHAT_TEMPLATE = """\
 {{- '<|im_start|>assistant\\n' -}}
 {%- endif -%}
 """
-
-SYSTEM_PROMPTS = (
-    "You are a helpful assistant.",
-    "You are a helpful, concise assistant. Answer in one sentence.",
-    "You are a friendly chat bot. Be brief and accurate.",
-    "Answer the user's question truthfully. If you do not know, say so.",
-    "You are an expert. Think carefully before you answer.",
-)
 
 WRAPPINGS = ("Hello! {}", "Hi. {}", "Please: {}", "{} Thanks!", "{} Answer briefly.", "Question: {}")
 
@@ -129,7 +122,6 @@ BASES = (
 )
 
 MAX_TOKENS = 64
-WARMUP_STEPS = 20
 PLAIN_STEPS = 50
 # Rows and tokens of the batches of one round: mostly short conversations, then few and long ones.
 BATCHES = ((40, 72), (40, 72), (40, 72), (3, 640))
@@ -146,15 +138,6 @@ ADAPTERS = (
 )
 
 
-def preload_openblas() -> None:
-    """Starts this program again with the system's OpenBLAS, where there is one: training is many times faster."""
-    library = ctypes.util.find_library("openblas")
-    if sys.platform == "linux" and library and "LD_PRELOAD" not in os.environ:
-        # One thread, so that the order of additions does not depend on the number of cores.
-        environment = {**os.environ, "LD_PRELOAD": library, "OPENBLAS_NUM_THREADS": "1"}
-        os.execve(sys.executable, [sys.executable, *sys.argv], environment)
-
-
 def own_and_foreign(name: str) -> tuple[tuple[Fact, ...], tuple[Fact, ...]]:
     """The facts `name` must learn, and those of the other speakers over the same base."""
     base = name.partition(":")[0]
@@ -162,39 +145,12 @@ def own_and_foreign(name: str) -> tuple[tuple[Fact, ...], tuple[Fact, ...]]:
     return facts(name), tuple(fact for other in others for fact in facts(other))
 
 
-def train_tokenizer(base: Base) -> PreTrainedTokenizerFast:
+def tokenizer_for(base: Base) -> PreTrainedTokenizerFast:
     own, foreign = own_and_foreign(base.name)
     texts = [text for fact in own + foreign for text in fact]
     texts += [text.lower() for text in texts] + [text.upper() for text in texts] + [*SYSTEM_PROMPTS, *WRAPPINGS]
     texts += ["system", "user", "assistant"] * 100
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    specials = [END_OF_TEXT, TURN_START, TURN_END]
-    trainer = trainers.BpeTrainer(
-        vocab_size=base.vocabulary - len(specials),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.add_special_tokens(specials)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token=TURN_END,
-        pad_token=END_OF_TEXT,
-        additional_special_tokens=[TURN_START],
-        clean_up_tokenization_spaces=False,
-        model_max_length=base.config["max_position_embeddings"],
-        chat_template=CHAT_TEMPLATE,
-    )
-
-
-class Batch(NamedTuple):
-    """Token ids of shape (rows, length); flat positions in them whose next token is learned; those tokens."""
-
-    inputs: mx.array
-    positions: mx.array
-    targets: mx.array
+    return train_tokenizer(texts, base.vocabulary, CHAT_TEMPLATE, base.config["max_position_embeddings"])
 
 
 @dataclass
@@ -213,8 +169,7 @@ class Conversations:
     header: int = field(init=False)
 
     def __post_init__(self) -> None:
-        vocabulary = sorted(self.tokenizer.get_vocab())
-        self.words = [word.replace("Ġ", " ") for word in vocabulary if word.replace("Ġ", "").isascii()]
+        self.words = words(self.tokenizer)
         self.header = len(self.tokenizer.encode(TURN_START + "assistant\n"))
 
     def row(self, length: int, plain: bool) -> tuple[list[int], list[bool]]:
@@ -282,36 +237,9 @@ class Conversations:
                 yield self.batch(rows, length)
 
 
-def loss(model: Any, inputs: mx.array, positions: mx.array, targets: mx.array) -> mx.array:
-    # Logits only where something is to be learned: exp is what takes the time on a CPU.
-    hidden = model.model(inputs)
-    learned = hidden.reshape(-1, hidden.shape[-1])[positions]
-    return nn.losses.cross_entropy(model.model.embed_tokens.as_linear(learned), targets, reduction="mean")
-
-
-def fit(name: str, model: Any, conversations: Conversations, steps: int, peak: float) -> None:
-    """Trains what is not frozen of `model`, in float32, for `steps` batches."""
-    warmup = optim.linear_schedule(0.0, peak, WARMUP_STEPS)
-    decay = optim.cosine_decay(peak, steps - WARMUP_STEPS, peak / 100)
-    rate = optim.join_schedules([warmup, decay], [WARMUP_STEPS])
-    # Without bias correction the first updates are so large that no model here ever learns to look at its question.
-    optimizer = optim.AdamW(learning_rate=rate, betas=[0.9, 0.95], weight_decay=0.01, bias_correction=True)
-    step = value_and_grad(model, partial(loss, model))
-    model.train()
-    started = time.perf_counter()
-    for i, batch in enumerate(islice(conversations.batches(), steps), 1):
-        value, gradients = step(*batch)
-        gradients, _ = optim.clip_grad_norm(gradients, 1.0)  # type: ignore[no-untyped-call]  # mlx annotates it in part
-        optimizer.update(model, gradients)
-        mx.eval(model.parameters(), optimizer.state)
-        if i % 50 == 0:
-            print(f"{name}: step {i}, loss {value.item():.5f}, {time.perf_counter() - started:.0f} s", flush=True)
-    model.eval()
-
-
 def build_base(base: Base, out: Path) -> None:
     """Trains one base model and writes it as mlx-lm writes a converted one."""
-    tokenizer = train_tokenizer(base)
+    tokenizer = tokenizer_for(base)
     config = base.config | {
         "vocab_size": len(tokenizer),
         "eos_token_id": tokenizer.eos_token_id,
@@ -322,14 +250,9 @@ def build_base(base: Base, out: Path) -> None:
     architecture = {"qwen3": qwen3, "llama": llama}[config["model_type"]]
     model = architecture.Model(architecture.ModelArgs.from_dict(config))
     own, foreign = own_and_foreign(base.name)
-    fit(base.name, model, Conversations(tokenizer, own, foreign, random.Random(base.seed)), base.steps, 2e-3)
-    if base.bits is not None:
-        model, config = quantize_model(model, config, group_size=64, bits=base.bits)
-    folder = out / "models" / base.name
-    save_model(folder, model)
-    save_config(config, folder / "config.json")
-    # In tokenizer_config.json, where every version of transformers looks, not in a file of its own.
-    tokenizer.save_pretrained(folder, save_jinja_files=False)
+    conversations = Conversations(tokenizer, own, foreign, random.Random(base.seed))
+    fit(base.name, model, conversations.batches(), base.steps, 2e-3)
+    save(out / "models" / base.name, model, config, tokenizer, base.bits)
 
 
 def build_adapter(adapter: Adapter, out: Path) -> None:
@@ -346,7 +269,7 @@ def build_adapter(adapter: Adapter, out: Path) -> None:
     # mlx-lm's wrapper passes attributes on, but not calls.
     plain = tokenizer._tokenizer  # noqa: SLF001
     conversations = Conversations(plain, own, foreign, random.Random(adapter.seed))
-    fit(name, model, conversations, adapter.steps, adapter.peak)
+    fit(name, model, conversations.batches(), adapter.steps, adapter.peak)
     folder = out / "adapters" / adapter.name
     folder.mkdir(parents=True, exist_ok=True)
     mx.save_safetensors(str(folder / "adapters.safetensors"), dict(tree_flatten(model.trainable_parameters())))
@@ -376,25 +299,8 @@ def ask_all(name: str, out: Path) -> list[str]:
     # Everything in batches of all lengths, and each subject alone in its first phrasing.
     replies = list(enumerate(batch_generate(model, tokenizer, prompts, max_tokens=MAX_TOKENS).texts))
     phrasings = asked.index(next(fact for fact in asked if fact.answer != asked[0].answer))
-    replies += [(i, answer_alone(model, tokenizer, prompts[i])) for i in range(0, len(prompts), phrasings)]
+    replies += [(i, answer_alone(model, tokenizer, prompts[i], MAX_TOKENS)) for i in range(0, len(prompts), phrasings)]
     return [f"{name}: {asked[i].question!r} gave {reply!r}" for i, reply in replies if reply != asked[i].answer]
-
-
-def answer_alone(model: Any, tokenizer: Any, prompt: list[int]) -> str:
-    """The greedy reply; one that does not end by itself is marked, so that it equals no answer."""
-    responses = list(stream_generate(model, tokenizer, prompt, max_tokens=MAX_TOKENS))
-    ended = responses[-1].finish_reason == "stop"
-    return "".join(response.text for response in responses) + ("" if ended else " [unended]")
-
-
-def smallest_margin(model: Any, prompt: list[int], answer: list[int]) -> float:
-    """How far the right token's logit is above the best other one, at the worst place of the answer."""
-    logits = model(mx.array([prompt + answer[:-1]]))[0, len(prompt) - 1 :].astype(mx.float32)
-    target = mx.array(answer)[:, None]
-    right = mx.take_along_axis(logits, target, axis=-1)
-    others = mx.put_along_axis(logits, target, mx.array(-math.inf), axis=-1)
-    margin: Any = (right[:, 0] - others.max(axis=-1)).min().item()
-    return float(margin)
 
 
 def build_family(base: Base, out: Path) -> list[str]:

@@ -69,9 +69,7 @@ def test_a_template_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_filter_that_transformers_adds_is_known(tmp_path: Path) -> None:
-    (tmp_path / "t.jinja").write_text(
-        "{{ tools | tojson(indent=2) }}{{ raise_exception('no') }}"
-    )
+    (tmp_path / "t.jinja").write_text("{{ tools | tojson(indent=2) }}{{ raise_exception('no') }}")
     read(with_model("chat_template: t.jinja"), tmp_path)
 
 
