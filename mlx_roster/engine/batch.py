@@ -11,7 +11,7 @@ import numpy as np
 from mlx.nn.layers.base import Module
 from mlx_lm.generate import BatchGenerator, StopSequences
 
-from mlx_roster.engine.prefixes import Prefix, Prefixes, cuttable, recurrent
+from mlx_roster.engine.prefixes import Prefix, Prefixes, cuttable, kept, recurrent
 from mlx_roster.engine.prompts import Prompt
 from mlx_roster.engine.routed import Routed, Routing
 from mlx_roster.engine.rows import Row, Rows
@@ -166,12 +166,15 @@ class Batch:
             self._unscored[one.sequence] = one
             caches = self._make_caches()
             self._scoring.add(Unscored(one.sequence, one.prompt.ids, one.row.top or 0, one.row, caches))
-        for done in self._scoring.step():
-            one = self._unscored.pop(done.sequence)
-            ends = not one.max_tokens
-            tokens.append(Token(one.sequence, None, "length" if ends else None, None, done.scores))
-            if not ends:
-                joining.append(one._replace(prefix=_prefix(done)))
+        for scored in self._scoring.step():
+            one = self._unscored[scored.sequence]
+            done = scored.caches is not None
+            ends = done and not one.max_tokens
+            tokens.append(Token(one.sequence, None, "length" if ends else None, None, scored.scores))
+            if done:
+                del self._unscored[scored.sequence]
+            if done and not ends:
+                joining.append(one._replace(prefix=_prefix(one, scored)))
 
     def _insert(self, admit: Sequence[Admission]) -> None:
         joining = [Running(one, one.prefix.length if one.prefix else 0, self._stops(one)) for one in admit]
@@ -184,11 +187,12 @@ class Batch:
         )
         for uid, one in zip(uids, joining, strict=True):
             self._uids[one.admission.sequence] = uid
-            self._running[uid] = one
+            # The batch has copies of its own: what it was made of must not stay for as long as it runs.
+            self._running[uid] = one._replace(admission=one.admission._replace(prefix=None))
             fork = one.admission.fork
             if fork is not None and fork.heirs > 0 and one.cached == len(one.admission.prompt) - 1:
                 assert one.admission.prefix is not None
-                fork.caches = copied(one.admission.prefix)
+                fork.caches = kept(copied(one.admission.prefix))
 
     def _stops(self, one: Admission) -> frozenset[int]:
         """Where on the way through the prompt its caches are worth keeping."""
@@ -216,7 +220,8 @@ class Batch:
                 one = self._running[uid]
                 fork = one.admission.fork
                 if fork is not None and fork.heirs > 0 and len(tokens) == len(one.admission.prompt) - 1:
-                    fork.caches = copied(Prefix(len(tokens), caches[:-1]))
+                    with mx.stream(self._generator.stream):
+                        fork.caches = kept(copied(Prefix(len(tokens), caches[:-1])))
                 self._keep(one, tokens, caches)
 
     def _remove(self, uids: Sequence[int]) -> None:
@@ -244,10 +249,10 @@ def copied(prefix: Prefix) -> Prefix:
     return Prefix(prefix.length, copy.deepcopy(prefix.caches))
 
 
-def _prefix(done: ScoredPrompt) -> Prefix | None:
+def _prefix(one: Admission, done: ScoredPrompt) -> Prefix | None:
     """What was computed to score a prompt, if anything."""
-    length = len(done.scores) - 1
-    return Prefix(length, done.caches) if length else None
+    length = len(one.prompt) - 1
+    return Prefix(length, done.caches) if length and done.caches is not None else None
 
 
 def _segments(one: Running) -> list[list[int]]:

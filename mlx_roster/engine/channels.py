@@ -89,7 +89,8 @@ class Channels:
     """Parts one sequence's text, however it arrives in pieces. `reader` makes what reads calls, from their marker on.
 
     Newlines next to a marker are the format's: those right inside of reasoning, those after it, and where there is
-    nothing but newlines between two markers or before the first. With `bare`, the answer is read without any marker.
+    nothing but newlines between two markers or before the first. With `bare`, the answer is read without any marker;
+    `forced`, it can be nothing but a call.
     """
 
     def __init__(
@@ -98,11 +99,13 @@ class Channels:
         state: str = "normal",
         reader: Callable[[str, str], Reader] | None = None,
         bare: bool = False,
+        forced: bool = False,
     ) -> None:
         self.state = state
         self._moves = moves
         self._reader_of = reader
         self._bare = bare and reader is not None
+        self._forced_to_call = forced
         self._finders = {name: Stops(edges) for name, edges in moves.items()}
         self._finder = self._finders.get(state) or Stops(())
         self._reader: Reader | None = None
@@ -134,7 +137,8 @@ class Channels:
         if self._reader is not None:
             raw = self._reader.finish(ended)
             self._reader, self.state = None, self._origin
-            if raw:
+            # What is cut off of a call that had to be made is the beginning of no answer.
+            if raw and (ended or not self._forced_to_call):
                 self._say(self._before + raw)
         else:
             self._say(self._finder.finish())

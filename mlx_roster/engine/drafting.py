@@ -133,7 +133,8 @@ class DraftedBatch(Batch):
         drafted = self._prefixes.take(drafting.key, prompt.tokens) or Prefix(0, make_caches(drafting.draft.model))
         course = Course(prompt.ids, prefix, admission.row, admission.max_tokens)
         ends = frozenset() if admission.endless else self._ends
-        self._alone = _Alone(admission, drafting, Speculation(self._large, drafting, course, drafted, ends))
+        speculation = Speculation(self._large, drafting, course, drafted, ends)
+        self._alone = _Alone(admission._replace(prefix=None), drafting, speculation)
 
     def _advanced(self, alone: _Alone) -> list[Token]:
         """A step of the sequence that is drafted for."""
@@ -146,9 +147,10 @@ class DraftedBatch(Batch):
     def _end(self, alone: _Alone) -> None:
         """It is over: what was computed is there for the next."""
         self._alone = None
+        # The draft's first: where there is room for one, it is the model's own.
+        self._put(alone.drafting.key, *alone.speculation.drafted)
         course = alone.speculation.course
         self._put(alone.admission.key, course.tokens, course.prefix)
-        self._put(alone.drafting.key, *alone.speculation.drafted)
 
     def _parted(self, alone: _Alone) -> Admission:
         """What is left of it, for the batch to go on with."""

@@ -102,7 +102,8 @@ class Grammars:
         for index, (function, schema) in enumerate(zip(functions, schemas, strict=True)):
             rules.append(f"arguments{index}: %json {schema}")
             rules.append(f"call{index}: {self._call(function['name'], f'arguments{index}')}")
-        return [f"answer: {self._answer(tools.parallel)}", *rules]
+        # Who names a function reads one call of it.
+        return [f"answer: {self._answer(tools.parallel and tools.choice != 'named')}", *rules]
 
     def _answer(self, parallel: bool) -> str:
         """One `call` or several, in the form that `forced_form` says."""

@@ -291,7 +291,7 @@ class Engine:
             gate=sequence.gate,
             top=sequence.top,
         )
-        prefix = None if sequence.scores else self._prefix(sequence)
+        prefix = self._prefix(sequence)
         return Admission(
             sequence=sequence.id,
             prompt=sequence.prompt,
@@ -307,11 +307,13 @@ class Engine:
 
     def _prefix(self, sequence: Sequence) -> Prefix | None:
         """What there is of the prompt's caches."""
-        fork = sequence.fork
-        if fork is not None and fork.leader != sequence.id and sequence.prefix is not None:
-            return copied(sequence.prefix)
-        prefix: Prefix | None = sequence.prefix or self._prefixes.take(sequence.key, sequence.prompt.tokens)
+        fork, prefix = sequence.fork, sequence.prefix
         sequence.prefix = None
+        if sequence.scores:
+            return None
+        if fork is not None and fork.leader != sequence.id and prefix is not None:
+            return copied(prefix)
+        prefix = prefix or self._prefixes.take(sequence.key, sequence.prompt.tokens)
         sequence.cached = 0 if prefix is None else prefix.length
         if fork is not None:
             fork.cached = sequence.cached
@@ -337,11 +339,24 @@ class Engine:
     def _publish(self, said: list[Delta | Rejection]) -> None:
         deltas = [one for one in said if isinstance(one, Delta)]
         if deltas:
-            self._output.step(deltas)
+            self._say(deltas)
         if len(deltas) < len(said):
             for one in said:
                 if isinstance(one, Rejection):
                     self._output.rejected(one.sequence, one.error)
+
+    def _say(self, deltas: list[Delta]) -> None:
+        try:
+            self._output.step(deltas)
+        except ValueError:
+            # What one of them has cannot be put into a frame: that is no fault of the others.
+            if len(deltas) > 1:
+                for delta in deltas:
+                    self._say([delta])
+                return
+            logger.exception("what a sequence says cannot be passed on")
+            self._scheduler.apply(Cancel(deltas[0].sequence))
+            self._output.rejected(deltas[0].sequence, InternalError("the answer cannot be passed on"))
 
     def _recover(self, error: Exception) -> None:
         """Give up all that ran, and begin again with an empty batch: a second failure in a row ends the engine."""

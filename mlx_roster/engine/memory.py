@@ -56,9 +56,14 @@ class Memory:
         What is kept of finished ones is given up for it where that suffices. Always, where none runs: it would wait for
         nothing.
         """
-        longest = max(map(_tokens, (sequence, *running)))
+        everyone = (sequence, *running)
+        longest = max(map(_tokens, everyone))
         # Each row of a batch is as long as the longest. A cached prefix spares nothing: it is copied into the batch.
-        caches = (len(running) + 1) * self._size.bytes(longest + GROWTH)
+        caches = len(everyone) * self._size.bytes(longest + GROWTH)
+        # What a prompt comes to is held for others who begin with it, too. Once it is there, it is in use.
+        forks = {one.fork for one in everyone if one.fork is not None and one.fork.caches is None}
+        heirs = sum(fork.heirs > (fork is sequence.fork) for fork in forks)
+        caches += heirs * self._size.bytes(longest)
         # What is not yet computed is counted among the caches, and not in use.
         others = max(mx.get_active_memory() - self._running(), self._weights + self._prefixes.nbytes)
         excess = others + caches - self.share

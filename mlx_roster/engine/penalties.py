@@ -17,6 +17,10 @@ WEAKEST = 1e-6
 NONE = -1
 
 
+#: Tokens that a penalty looks at, at most: longer than any context.
+MOST = 2**24
+
+
 def looks(sampling: Sampling) -> int:
     """How many of the last tokens the penalties look at; 0 where there are none."""
     sizes = (
@@ -24,7 +28,8 @@ def looks(sampling: Sampling) -> int:
         sampling.presence_context_size if sampling.presence_penalty else 0,
         sampling.frequency_context_size if sampling.frequency_penalty else 0,
     )
-    return max(sizes)
+    # Of what is this long, all is looked at; and no device has larger numbers for it.
+    return min(max(sizes), MOST)
 
 
 class Window:

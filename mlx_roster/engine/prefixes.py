@@ -118,8 +118,7 @@ class Prefixes:
                 return
             if common == len(other.tokens) and entry.cuttable:
                 del self._sizes[other]
-        _own(caches)
-        mx.async_eval(_arrays(caches))  # type: ignore[no-untyped-call]
+        kept(Prefix(len(tokens), caches))
         while len(self) >= self._entries:
             self._sizes.popitem()
         self._sizes[entry] = size
@@ -153,6 +152,14 @@ class Prefixes:
 
     def _touch(self, entry: Entry) -> None:
         self._sizes[entry]  # reading is what cachetools takes for a use
+
+
+def kept(prefix: Prefix) -> Prefix:
+    """The same, to be held on to without what its caches were cut from. The copying is left to run, on the stream in
+    force: nothing is waited for."""
+    _own(prefix.caches)
+    mx.async_eval(_arrays(prefix.caches))  # type: ignore[no-untyped-call]
+    return prefix
 
 
 def shared(one: Ids, other: Ids) -> int:

@@ -238,14 +238,18 @@ class Preparer:
     def _finish(self, job: _Job) -> None:
         assert job.prompt is not None
         scores = job.generation.echo and job.generation.logprobs is not None
-        # Scores are of each sequence's own prompt, and a single token is not worth being shared.
-        shares = job.generation.n > 1 and not scores and len(job.prompt) > 1
-        fork = Fork(job.generation.n) if shares else None
-        made = [self._sequence(job, job.prompt, index, fork, scores) for index in range(job.generation.n)]
-        for sequence in made:
-            self._deliver(sequence.id, sequence)
+        made = [self._sequence(job, job.prompt, index, scores) for index in range(job.generation.n)]
+        with self._lock:
+            wanted = [sequence for sequence in made if self._wanted.pop(sequence.id, False)]
+            # Scores are of each sequence's own prompt, and a single token is not worth being shared.
+            if len(wanted) > 1 and not scores and len(job.prompt) > 1:
+                fork = Fork(len(wanted))
+                for sequence in wanted:
+                    sequence.fork = fork
+            for sequence in wanted:
+                self._put(sequence)
 
-    def _sequence(self, job: _Job, prompt: Prompt, index: int, fork: Fork | None, scores: bool) -> Sequence:
+    def _sequence(self, job: _Job, prompt: Prompt, index: int, scores: bool) -> Sequence:
         generation = job.generation
         return Sequence(
             id=job.number + index,
@@ -255,12 +259,12 @@ class Preparer:
             voice=self._voices(generation, prompt.ids),
             adapter=job.adapter,
             gate=self._gates.gate(generation, prompt.ids) if self._gates.wanted(generation) else None,
-            fork=fork,
             top=generation.logprobs,
             scores=scores,
             opening=self._opening(generation, prompt) if generation.echo else "",
             draft=generation.draft,
             draft_tokens=generation.draft_tokens,
+            rank=generation.rank + index,
         )
 
     def _opening(self, generation: Generation, prompt: Prompt) -> str:

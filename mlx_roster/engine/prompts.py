@@ -177,8 +177,10 @@ class Prompts:
         if self._context is None:
             return max_tokens
         if length + min(max_tokens, 1) > self._context:
+            # The first words are OpenAI's own: clients know the error by them.
             raise ContextLengthExceeded(
-                f"the prompt has {length} tokens, but this model's context is {self._context} tokens, answer included",
+                f"this model's maximum context length is {self._context} tokens, answer included, "
+                f"but the prompt has {length} tokens",
                 param=param,
             )
         return min(max_tokens, self._context - length)

@@ -5,6 +5,7 @@ The engine's loop calls, in turn, `apply` for each command, `schedule`, and `fol
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
@@ -13,8 +14,14 @@ from mlx_roster.engine.sequences import Adapter, Cancel, Fetched, Rejection, Sco
 from mlx_roster.engine.slots import Slots
 from mlx_roster.errors import InternalError
 
+logger = logging.getLogger(__name__)
+
 #: How many sequences may overtake one that waits for an adapter's slot, before no slot is leased to any but it.
 OVERTAKES = 64
+
+#: How many later ones may go before each further sequence of a request that is made of many: a request of one then
+#: waits for a few of them, and not for all.
+PRECEDENCE = 8
 
 
 @dataclass(slots=True)
@@ -32,7 +39,8 @@ class Plan:
 
 
 class Scheduler:
-    """Waiting, running and leaving sequences. At most `max_concurrency` run; the rest wait in order of arrival.
+    """Waiting, running and leaving sequences. At most `max_concurrency` run; the rest wait in order of arrival, though
+    the many of one request let others in between.
 
     One is let in where `room` says so of it and those that run; it must be so where none runs. Only one that must wait
     for an adapter's slot is overtaken, and only `OVERTAKES` times by others that lease one; and those whose prompt
@@ -51,6 +59,7 @@ class Scheduler:
         self._room = room
         self._spell = spell
         self._waiting: dict[int, Sequence] = {}
+        self._arrived = 0
         self._running: dict[int, Sequence] = {}
         #: Running already, and in the next plan's `admit`.
         self._joining: list[Sequence] = []
@@ -69,6 +78,8 @@ class Scheduler:
         """Take in a sequence, or let one go: it says nothing more from here on."""
         match command:
             case Sequence():
+                self._arrived += 1
+                command.turn = self._arrived + PRECEDENCE * command.rank
                 self._waiting[command.id] = command
             case Fetched(number, adapter) if number in self._waiting:
                 self._waiting[number].adapter = adapter
@@ -94,7 +105,7 @@ class Scheduler:
 
     def _admit(self, plan: Plan) -> None:
         passed: list[Sequence] = []
-        for sequence in list(self._waiting.values()):
+        for sequence in sorted(self._waiting.values(), key=lambda one: one.turn):
             if len(self._running) >= self.max_concurrency:
                 return
             if sequence.fork is not None and sequence.fork.pending:
@@ -167,12 +178,22 @@ class Scheduler:
             sequence = self._running.get(token.sequence)
             if sequence is None:
                 continue
-            if sequence.gate is not None and sequence.gate.error is not None:
+            # Of one that is complete, the gate has gone on to what nobody will see.
+            if sequence.gate is not None and sequence.gate.error is not None and token.finish != "length":
                 self._leave(sequence.id)
                 said.append(Rejection(sequence.id, InternalError("the grammar of the answer could not be followed")))
             else:
-                said.append(self._said(sequence, token))
+                said.append(self._attempted(sequence, token))
         return said
+
+    def _attempted(self, sequence: Sequence, token: Token) -> Delta | Rejection:
+        try:
+            return self._said(sequence, token)
+        except Exception:  # tokenizers and parsers are others' code: what one text does must not end the rest
+            logger.exception("the text of sequence %d could not be made", sequence.id)
+            if sequence.id in self._running:
+                self._leave(sequence.id)
+            return Rejection(sequence.id, InternalError("the text of the answer could not be made"))
 
     def _said(self, sequence: Sequence, token: Token) -> Delta:
         voice, text = sequence.voice, ""
@@ -202,7 +223,10 @@ class Scheduler:
             return None
         reasoning, calls = said or ("", [])
         scores = [] if token.score is None or token.id is None else [self._scored(token.id, token.score)]
-        prompt = [self._scored(one, score) for one, score in zip(sequence.prompt.ids, token.prompt, strict=False)]
+        begin, end = sequence.scored, sequence.scored + len(token.prompt)
+        sequence.scored = end
+        ids = sequence.prompt.ids[begin:end]
+        prompt = [self._scored(one, score) for one, score in zip(ids, token.prompt, strict=True)]
         return Aside(reasoning, calls, scores, prompt)
 
     def _scored(self, token: int, score: Score) -> Scored:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -13,13 +13,15 @@ import numpy as np
 
 from mlx_roster.engine.routed import Routed
 from mlx_roster.engine.rows import Row, Rows
+from mlx_roster.engine.scores import Scores
 from mlx_roster.engine.sequences import Score
 
-#: Logits that are held at a time, in bytes of float32: those of a whole prompt may be many GiB.
-MOST_LOGITS = 256 * 2**20
+#: Logits that are held at a time, in bytes of float32: those of a whole prompt may be many GiB. To find the likeliest
+#: takes as much again, and twice that.
+MOST_LOGITS = 64 * 2**20
 
 #: Tokens of each prompt that one step takes in: what a cancel or another stream waits for.
-MOST_TOKENS = 512
+MOST_TOKENS = 128
 
 
 class Unscored(NamedTuple):
@@ -33,24 +35,24 @@ class Unscored(NamedTuple):
 
 
 class ScoredPrompt(NamedTuple):
-    """One score for each of the prompt's tokens. `caches` hold all tokens but the last."""
+    """Scores of a prompt's next tokens. With the last of them come `caches`, which hold all tokens but the last."""
 
     sequence: int
     scores: list[Score]
-    caches: list[Any]
+    caches: list[Any] | None
 
 
 @dataclass(slots=True)
 class _Running:
-    """A prompt on its way: the scores of its tokens so far. The first has none."""
+    """A prompt on its way, of which `taken` tokens have gone through the model."""
 
     prompt: Unscored
-    scores: list[Score] = field(default_factory=lambda: [(None, ())])
+    taken: int = 0
 
     @property
     def left(self) -> int:
-        """Tokens that have not gone through the model. The last one need not: nothing in the prompt follows it."""
-        return len(self.prompt.ids) - len(self.scores)
+        """Tokens that have not gone through it. The last one need not: nothing in the prompt follows it."""
+        return len(self.prompt.ids) - 1 - self.taken
 
 
 class Scoring:
@@ -87,30 +89,32 @@ class Scoring:
         self._running, self._caches = [], []
 
     def step(self) -> list[ScoredPrompt]:
-        """Take in some tokens of each prompt, and return those that are done."""
-        if not self._running and (ended := self._begin()):
-            return ended
-        if self._running:
-            self._advance()
-        done = [index for index, one in enumerate(self._running) if not one.left]
-        ended = [
-            ScoredPrompt(
-                self._running[index].prompt.sequence,
-                self._running[index].scores,
-                [cache.extract(index) for cache in self._caches[:-1]],
-            )
-            for index in done
+        """Take in some tokens of each prompt, and return what is known of them."""
+        if not self._running and self._waiting:
+            # There is nothing before a prompt's first token to say how likely it is.
+            first: list[Score] = [(None, ())]
+            begun = self._begin()
+            return [ScoredPrompt(one.sequence, first, one.caches if len(one.ids) == 1 else None) for one in begun]
+        if not self._running:
+            return []
+        found = self._advance()
+        scored = [
+            ScoredPrompt(one.prompt.sequence, scores, None if one.left else self._extracted(index))
+            for index, (one, scores) in enumerate(zip(self._running, found, strict=True))
         ]
-        self._keep([index for index in range(len(self._running)) if index not in done])
-        return ended
+        self._keep([index for index, one in enumerate(self._running) if one.left])
+        return scored
 
-    def _begin(self) -> list[ScoredPrompt]:
-        """Take some prompts up, and return those of one token, which are done already."""
-        begun = [_Running(self._waiting.popleft()) for _ in range(min(self._width, len(self._waiting)))]
-        self._running = [one for one in begun if one.left]
+    def _extracted(self, index: int) -> list[Any]:
+        return [cache.extract(index) for cache in self._caches[:-1]]
+
+    def _begin(self) -> list[Unscored]:
+        """Take some prompts up."""
+        begun = [self._waiting.popleft() for _ in range(min(self._width, len(self._waiting)))]
+        self._running = [_Running(one) for one in begun if len(one.ids) > 1]
         caches = [[*one.prompt.caches, Rows([one.prompt.row])] for one in self._running]
         self._caches = [each[0].merge(list(each)) for each in zip(*caches, strict=True)]
-        return [ScoredPrompt(one.prompt.sequence, one.scores, one.prompt.caches) for one in begun if not one.left]
+        return begun
 
     def _keep(self, indices: list[int]) -> None:
         if len(indices) == len(self._running):
@@ -121,45 +125,30 @@ class Scoring:
         for cache in self._caches:
             cache.filter(indices)
 
-    def _advance(self) -> None:
+    def _advance(self) -> list[list[Score]]:
+        """Take in the next tokens. Returns the scores of those that follow each."""
         fit = MOST_LOGITS // (4 * self._vocabulary * len(self._running))
         taken = [min(max(1, min(MOST_TOKENS, fit)), one.left) for one in self._running]
         longest = max(taken)
-        inputs = np.zeros((len(taken), longest + 1), dtype=np.int32)
+        ids = np.zeros((len(taken), longest + 1), dtype=np.int32)
         for index, (one, count) in enumerate(zip(self._running, taken, strict=True)):
-            start = len(one.scores) - 1
-            # Each token's logits are of the one that follows it.
-            inputs[index, : count + 1] = one.prompt.ids[start : start + count + 1]
+            ids[index, : count + 1] = one.prompt.ids[one.taken : one.taken + count + 1]
         padding = [longest - count for count in taken]
         if any(padding):
             for cache in self._caches:
                 cache.prepare(lengths=taken, right_padding=padding)
-        logits = self._model(mx.array(inputs[:, :-1]), self._caches)
-        most = max(one.prompt.top for one in self._running)
-        found = _scored(logits, mx.array(inputs[:, 1:]), most)
-        mx.eval(found, [cache.state for cache in self._caches])
+        logits = self._model(mx.array(ids[:, :-1]), self._caches)
+        # Each token's logits are of the one that follows it.
+        scores = Scores(
+            logits.flatten(0, 1), mx.array(ids[:, 1:].flatten()), max(one.prompt.top for one in self._running)
+        )
         if any(padding):
             for cache in self._caches:
                 cache.finalize()
-        logprobs, ids, likeliest = (np.array(each) for each in found)
+        mx.eval([cache.state for cache in self._caches])
+        found: list[list[Score]] = []
         for index, (one, count) in enumerate(zip(self._running, taken, strict=True)):
-            top = one.prompt.top
-            for place in range(count):
-                pairs = zip(ids[index, place, :top].tolist(), likeliest[index, place, :top].tolist(), strict=True)
-                one.scores.append((float(logprobs[index, place]), list(pairs)))
-
-
-def _scored(logits: mx.array, targets: mx.array, top: int) -> tuple[mx.array, mx.array, mx.array]:
-    """Log-probabilities of the targets, and the `top` likeliest ids with theirs, in falling order: (B, n) and
-    (B, n, top)."""
-    logits = logits.astype(mx.float32)
-    total = mx.logsumexp(logits, axis=-1, keepdims=True)
-    chosen = mx.take_along_axis(logits, targets[..., None], axis=-1) - total
-    top = min(top, logits.shape[-1])
-    if not top:
-        empty = mx.zeros((*targets.shape, 0))
-        return chosen[..., 0], empty.astype(mx.int32), empty
-    ids = mx.argpartition(-logits, kth=top - 1, axis=-1)[..., :top] if top < logits.shape[-1] else mx.argsort(-logits)
-    values = mx.take_along_axis(logits, ids, axis=-1) - total
-    order = mx.argsort(-values, axis=-1)
-    return chosen[..., 0], mx.take_along_axis(ids, order, axis=-1), mx.take_along_axis(values, order, axis=-1)
+            following = enumerate(ids[index, 1 : count + 1].tolist(), index * longest)
+            found.append([scores.read(place, token, one.prompt.top) for place, token in following])
+            one.taken += count
+        return found

@@ -20,7 +20,7 @@ class Token(NamedTuple):
     """What a step has for one sequence: mostly a token.
 
     `finish` is "stop" for an end-of-sequence token, "length" for the last one allowed. `id` is None where there is no
-    token: when a prompt has been scored, whose tokens' scores are `prompt`.
+    token: while a prompt is being scored, of whose next tokens the scores are `prompt`.
     """
 
     sequence: int
@@ -82,7 +82,7 @@ class Sequence:
     `cached` of the prompt's tokens had been computed before, for another. `prefix` is what there is of them where the
     engine has looked for them already; it is of no concern here. `gate` says which tokens a grammar allows. Each token
     is scored beside the `top` likeliest, if that is not None; with `scores`, so are the prompt's. The text begins with
-    `opening`.
+    `opening`. `rank` is how many of the same request come before it, and `turn` when it is its own.
     """
 
     id: int
@@ -98,8 +98,11 @@ class Sequence:
     opening: str = ""
     draft: str | None = None
     draft_tokens: int | None = None
+    rank: int = 0
+    turn: int = 0
     slot: int = 0
     cached: int = 0
+    scored: int = 0
     completion: int = 0
     overtaken: int = 0
     fetching: bool = False

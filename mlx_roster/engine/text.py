@@ -221,7 +221,8 @@ class Voices:
     def __call__(self, generation: Generation, prompt_ids: Sequence[int]) -> Voice:
         """For one sequence. Only the answer to a chat is parted: a text completion is what the model wrote."""
         tools, free = generation.tools, generation.sampling.min_tokens
-        bare = tools is not None and tools.choice != "auto" and self._form == "array"
+        forced = tools is not None and tools.choice != "auto"
+        bare = forced and self._form == "array"
         calling = tools is not None and not bare
         moves = self._moves[calling]
         if not isinstance(generation.prompt, Chat) or (tools is None and not any(moves.values())):
@@ -231,7 +232,7 @@ class Voices:
             state = "reasoning" if thinking(self._tokenizer, prompt_ids) else "normal"
         calls = Calls(tools is None or tools.parallel, short=self._tokenizer.tool_call_start == "[TOOL_CALLS]")
         reader = None if tools is None else partial(self._reader, tools, calls)
-        channels = Channels(moves, state, reader, bare)
+        channels = Channels(moves, state, reader, bare, forced)
         answer = Answer(generation.stop, free)
         return PartedStream(self._detokenizer(), self._names, self._signals[calling], channels, calls, answer)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import secrets
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -15,6 +16,10 @@ logger = logging.getLogger(__name__)
 
 #: What a parser of mlx-lm's makes of the text of one or several calls.
 Parse = Callable[[str], Any]
+
+
+#: Halves of characters, which text may not have.
+_HALVES = re.compile("[\ud800-\udfff]")
 
 
 class Malformed(ValueError):
@@ -52,7 +57,9 @@ class Calls:
     def argue(self, arguments: str) -> None:
         """More of the arguments of the call that was begun last."""
         if arguments:
-            self._say(CallDelta(self._begun - 1, arguments))
+            # In JSON half a character can be written: only as an escape can it go anywhere.
+            whole = _HALVES.sub(lambda half: f"\\u{ord(half[0]):04x}", arguments)
+            self._say(CallDelta(self._begun - 1, whole))
 
     def end(self) -> None:
         """The call that was begun last is all there."""
@@ -138,9 +145,7 @@ class Parsed:
 
 def _checked(call: dict[str, Any]) -> tuple[str | None, str, str]:
     """The id, the name and the arguments, which must be an object, of a call that was parsed."""
-    own, name, arguments = call.get("id"), call["name"], call.get("arguments")
-    if not isinstance(name, str) or not name:
-        raise Malformed("a call without a name")
+    own, name, arguments = identity(call.get("id")), named(call["name"]), call.get("arguments")
     if arguments is None:
         arguments = {}
     if isinstance(arguments, str):
@@ -148,6 +153,18 @@ def _checked(call: dict[str, Any]) -> tuple[str | None, str, str]:
     if not isinstance(arguments, dict):
         raise Malformed("arguments that are not an object")
     return own, name, json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+
+
+def named(label: object) -> str:
+    """The name of a function. Raises Malformed."""
+    if not isinstance(label, str) or not label or _HALVES.search(label):
+        raise Malformed("a call without a name")
+    return label
+
+
+def identity(label: object) -> str | None:
+    """The id that a model gave a call, if it did."""
+    return label if isinstance(label, str) and label and not _HALVES.search(label) else None
 
 
 def object_text(text: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from mlx_roster.engine.stops import Stops
-from mlx_roster.engine.tools import Calls, Ended, Malformed, loaded, object_text
+from mlx_roster.engine.tools import Calls, Ended, Malformed, identity, loaded, named, object_text
 
 _SPACE = " \t\r\n"
 
@@ -170,11 +170,9 @@ class _Call:
 
     def _label(self, label: Any) -> None:
         if self._key == "id":
-            self._own = label if isinstance(label, str) else None
-        elif not isinstance(label, str) or not label:
-            raise Malformed("a call without a name")
-        elif not self._name:
-            self._name = label
+            self._own = identity(label)
+        else:
+            self._name = self._name or named(label)
 
     def _begin(self) -> None:
         self.begun = True

@@ -64,7 +64,9 @@ class Link:
         self.send(wire.Step(deltas))
 
     def rejected(self, sequence: int, error: RosterError) -> None:
-        self.send(wire.Rejected(sequence, error.code, error.message, error.param))
+        # A message may repeat what came as JSON, in which halves of characters can be written.
+        message = error.message.encode(errors="replace").decode()
+        self.send(wire.Rejected(sequence, error.code, message, error.param))
 
     def report(self, measured: Measured) -> None:
         self.send(wire.Report(measured))

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_roster.core import AdapterSource, Delta, Sampling, Usage
+from mlx_roster.core import AdapterSource, Delta, FinishReason, Sampling, Usage
 from mlx_roster.engine.prompts import Prompt
 from mlx_roster.engine.scheduler import OVERTAKES, Plan, Scheduler
-from mlx_roster.engine.sequences import Adapter, Cancel, Fetched, Sequence, Token
+from mlx_roster.engine.sequences import Adapter, Cancel, Fetched, Rejection, Sequence, Token
 from mlx_roster.engine.slots import Slots
 from mlx_roster.engine.text import TextStream
 from mlx_roster.tensors import AdapterWeights
@@ -428,3 +429,54 @@ def test_slots_never_serve_two_adapters_at_once(events: list[tuple[bool, str]]) 
         held: Any = [set(numbers) for numbers in leases.values()]
         assert all(len(numbers) == 1 for numbers in held)
         assert len(set().union(*held)) == len(held)
+
+
+def test_one_request_of_many_lets_others_in_between() -> None:
+    it = Scheduler(1, 0)
+    for number in range(40):
+        many = sequence(number)
+        many.rank = number
+        it.apply(many)
+    for number in (100, 101):
+        it.apply(sequence(number))
+    order = []
+    for _ in range(42):
+        [one] = it.schedule().admit
+        order.append(one.id)
+        it.fold([Token(one.id, 0, "length")])
+    # Of the many, as many go first as they would if each later one had come a little later; nobody is left waiting.
+    assert order[:8] == [0, 1, 2, 3, 4, 100, 101, 5]
+    assert [number for number in order if number < 100] == list(range(40))
+
+
+class Broken:
+    error = "too complex"
+
+
+def test_grammar_that_gives_up_ends_its_sequence_unless_that_is_complete() -> None:
+    for finish, said in ((None, Rejection), ("stop", Rejection), ("length", Delta)):
+        one = sequence(1)
+        one.gate = Broken()
+        it = scheduler(one, sequence(2))
+        it.schedule()
+        first, second = it.fold([Token(1, 0, finish), Token(2, 0)])
+        assert isinstance(first, said)
+        assert second == Delta(2, "a")
+        assert it.schedule().drop == ([] if finish == "length" else [1])
+
+
+class Stumbling(Letters):
+    def add(self, token: int) -> str:
+        raise IndexError("no such token")
+
+
+@pytest.mark.parametrize("finish", [None, "length"])
+def test_text_that_cannot_be_made_ends_its_own_sequence_only(finish: FinishReason | None) -> None:
+    one = sequence(1)
+    one.voice = TextStream(Stumbling(), ())
+    it = scheduler(one, sequence(2))
+    it.schedule()
+    first, second = it.fold([Token(1, 0, finish), Token(2, 0)])
+    assert isinstance(first, Rejection)
+    assert second == Delta(2, "a")
+    assert repr(it).startswith("<Scheduler: 1 running, 0 waiting")

@@ -12,7 +12,9 @@ import pytest
 from msgspec.structs import replace
 
 from mlx_roster.core import Generation, Scored, Text
+from mlx_roster.engine.scoring import MOST_TOKENS
 from tests.engine import tiny
+from tests.engine.sharing import resting
 from tests.engine.tiny import Driven, words
 
 #: Of different lengths, one of them a single token, one longer than a step takes in.
@@ -127,10 +129,15 @@ def test_a_prompt_being_scored_can_be_dropped_and_harms_no_other(model: Path, tm
         engine.until_tokens(plain, 2)
         engine.cancel(first)
         engine.cancel(waiting)
+        engine.turn()
+        said = len(engine.said.deltas[first])
         engine.until_ended(second, plain)
         expected = judged(tiny.alone(long), words(2, 3000))
         check(prompt_scores(engine, second), words(2, 3000), expected, 0, 0)
-        assert first not in engine.said.deltas
+        assert len(engine.said.deltas[first]) == said
+        assert not engine.said.ended(waiting)
+        # As they are found, and not all in one frame, which would hold up everybody else.
+        assert max(len(delta.aside.prompt) for delta in engine.said.deltas[second] if delta.aside) <= MOST_TOKENS
         engine.rest()
         assert engine.measured().kv == 0
 
@@ -141,3 +148,25 @@ def test_text_of_scored_tokens_is_exact(model: Path) -> None:
         number = engine.ask(Generation(Text(text), 0, echo=True, logprobs=0))
         engine.until_ended(number)
         assert b"".join(one.text for one in prompt_scores(engine, number)).decode() == text
+
+
+@pytest.mark.parametrize("entries", [0, 32])
+def test_what_a_running_sequence_began_with_is_held_once(tmp_path: Path, entries: int) -> None:
+    long = tiny.write_model(tmp_path / "long", max_position_embeddings=8192)
+    with tiny.driven(long, prompt_cache_entries=entries) as engine:
+        rest = resting(engine)
+        scored = engine.ask(scoring(words(1, 2000), 50, 1))
+        forked = [*range(2, 5)]
+        engine.ask(replace(tiny.request(words(2, 2000), 50), n=3))
+        engine._numbers += 2
+        for number in (scored, *forked):
+            while not answered(engine, number):
+                engine.turn()
+        engine._prefixes.clear()
+        held = engine.measured()
+        # Four of one length: a second copy of one of them would be a quarter more.
+        assert held.active - rest - held.kv < held.kv / 4 / 4
+
+
+def answered(engine: Driven, number: int) -> bool:
+    return sum(not delta.aside or bool(delta.aside.scores) for delta in engine.said.deltas.get(number, [])) > 1

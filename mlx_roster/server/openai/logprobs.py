@@ -59,6 +59,8 @@ class _Texts:
 
     def __init__(self) -> None:
         self._offset = 0
+        # What the text began with: a prompt's, whose tokens may come later than their text.
+        self._begun, self._at = b"", 0
         self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
 
     def __call__(self, text: str, aside: Aside) -> dict[str, Any]:
@@ -72,11 +74,11 @@ class _Texts:
         }
 
     def _of_prompt(self, text: str, scored: Iterable[Scored]) -> Iterable[int]:
-        """`text` begins with the prompt's, which special tokens are no part of."""
-        raw, at = text.encode(), 0
+        """The first `text` begins with the prompt's, which special tokens are no part of."""
+        self._begun = self._begun or text.encode()
         for one in scored:
-            if raw.startswith(one.text, at):
-                at += len(one.text)
+            if self._begun.startswith(one.text, self._at):
+                self._at += len(one.text)
                 yield self._advance(one)
             else:
                 yield self._offset

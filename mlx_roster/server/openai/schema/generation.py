@@ -143,4 +143,10 @@ class GenerationRequest(SamplingRequest):
             draft=self.draft_model,
             draft_tokens=self.num_draft_tokens,
         )
-        return [generation, *(msgspec.structs.replace(generation, prompt=prompt) for prompt in others)]
+        return [
+            generation,
+            *(
+                msgspec.structs.replace(generation, prompt=prompt, rank=number * self.choices)
+                for number, prompt in enumerate(others, 1)
+            ),
+        ]
