@@ -7,13 +7,21 @@ MLX ?= $(if $(filter Linux,$(shell uname -s)),cpu,)
 comma := ,
 EXTRAS := dev$(if $(MLX),$(comma)$(MLX))
 
-.PHONY: demo test check format schema bench wheel clean
+# Which aider is tested against this server: it pins all that it needs, and so has a virtual environment of its own.
+AIDER_VERSION := 0.86.2
+JS := tests/clients/js
+
+.PHONY: demo test clients check format schema bench wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mlx-roster demo
 
+# Most of a test's time is spent waiting for processes: two at once are about twice as fast, on two cores too.
 test: $(VENV)/.installed-dev
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2
+
+clients: $(VENV)/.installed-dev .venv-clients/.installed .venv-aider/.installed $(JS)/node_modules/.installed
+	.venv-clients/bin/pytest tests/clients
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -35,7 +43,7 @@ wheel: $(VENV)/.installed-dev
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean:
-	rm -rf $(VENV) dist
+	rm -rf $(VENV) .venv-clients .venv-aider $(JS)/node_modules dist
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -47,3 +55,19 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
 	touch $@ $(VENV)/.installed
+
+.venv-clients/.installed: pyproject.toml constraints-clients.txt
+	$(PYTHON) -m venv .venv-clients
+	.venv-clients/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints-clients.txt '.[clients]'
+	touch $@
+
+# There is no aider for Python 3.13: its test then says so, and is skipped.
+.venv-aider/.installed: Makefile
+	$(PYTHON) -m venv .venv-aider
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 13))' || \
+	  .venv-aider/bin/python -m pip install --quiet --disable-pip-version-check --no-compile aider-chat==$(AIDER_VERSION)
+	touch $@
+
+$(JS)/node_modules/.installed: $(JS)/package.json
+	cd $(JS) && npm install --no-package-lock --ignore-scripts --no-audit --no-fund --loglevel=error
+	touch $@

@@ -115,7 +115,9 @@ def scripted(folder: Path, *answers: str, thinking: bool = False) -> Path:
             scripts.append(_ids(tokenizer, f"{brief}{answer.partition('</think>')[2]}<|im_end|>"))
     config = _config(tokenizer.get_vocab_size(), tokenizer.token_to_id("<|im_end|>"))
     (folder / "config.json").write_text(json.dumps(config))
-    model = _model(llama.ModelArgs.from_dict(config), scripts)
+    tail = "<|im_end|>\n<|im_start|>assistant\n"
+    tails = [_ids(tokenizer, ending) for ending in ("", tail, f"{tail}<think>\n\n</think>\n\n")]
+    model = _model(llama.ModelArgs.from_dict(config), scripts, tails)
     mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())))
     return folder
 
@@ -154,59 +156,49 @@ def _save(tokenizer: Tokenizer, folder: Path, template: str) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
-#: The scripted model's state: a code of the last token, what each layer's heads have seen, and a constant.
-CODE, HEAD, HEADS, LAYERS = 128, 32, 4, 2
-HIDDEN = CODE + LAYERS * HEADS * HEAD + 8
+#: The scripted model's state: a code of the last token, parts of the codes of those before it, and a constant. With a
+#: single layer the attention over a prompt's tokens is never computed, its last one's aside: long prompts are cheap.
+CODE, HEAD, HEADS = 128, 32, 24
+HIDDEN = CODE + HEADS * HEAD + 16
 
 
-def _model(arguments: llama.ModelArgs, scripts: Sequence[Sequence[int]]) -> llama.Model:
-    """Each head of the first layer looks at one of the tokens just before, and each of the second at what the first
-    layer has seen so much earlier. From that, the output layer learns the scripts.
-    """
+def _model(arguments: llama.ModelArgs, scripts: Sequence[Sequence[int]], tails: Sequence[Sequence[int]]) -> llama.Model:
+    """Each head looks at one of the tokens before the last. From what they see the output layer learns the scripts."""
     random = np.random.default_rng(0)
     codes = random.choice(np.float32([-1, 1]), (arguments.vocab_size, CODE))
     # What no script has is like the header of the first turn: after it comes the first answer.
-    unused = np.setdiff1d(np.arange(arguments.vocab_size), np.concatenate(scripts))
-    codes[unused] = codes[scripts[0][0]]
+    codes[np.setdiff1d(np.arange(arguments.vocab_size), np.concatenate(scripts))] = codes[scripts[0][0]]
     embedding = np.zeros((arguments.vocab_size, HIDDEN), np.float32)
     embedding[:, :CODE], embedding[:, -1] = codes, 8
-    weights = {"model.embed_tokens.weight": embedding}
-    for layer in range(LAYERS):
-        seen = CODE + layer * HEADS * HEAD
-        value = np.eye(HEAD, HIDDEN, dtype=np.float32)
-        if layer:
-            value[:, :seen] = random.normal(size=(HEAD, seen)) / np.sqrt(seen)
-        for name, weight in _attention((HEADS + 1) ** layer, seen, value).items():
-            weights[f"model.layers.{layer}.self_attn.{name}_proj.weight"] = weight
-        weights[f"model.layers.{layer}.mlp.down_proj.weight"] = np.zeros((HIDDEN, HEAD), np.float32)
-    model = llama.Model(arguments)
-    model.load_weights([(name, mx.array(weight)) for name, weight in weights.items()], strict=False)
-    model.lm_head.weight = mx.array(_learned(model, scripts, unused))
-    mx.eval(model.parameters())
-    return model
-
-
-def _attention(stride: int, seen: int, value: np.ndarray) -> dict[str, np.ndarray]:
-    """Rotated by its position, the query of head h matches best the key of (h + 1) x `stride` positions before."""
-    angles = 10000.0 ** -(np.arange(HEAD // 2) * 2 / HEAD) * stride * np.arange(1, HEADS + 1)[:, None]
+    # Rotated by its position, the query of head h matches best the key of h + 1 positions before.
+    angles = 10000.0 ** -(np.arange(HEAD // 2) * 2 / HEAD) * np.arange(1, HEADS + 1)[:, None]
     query, key = np.zeros((HEADS * HEAD, HIDDEN), np.float32), np.zeros((HEAD, HIDDEN), np.float32)
     query[:, -1] = np.concatenate([np.cos(angles), -np.sin(angles)], axis=1).ravel()
     key[: HEAD // 2, -1] = 10
-    output = np.zeros((HIDDEN, HEADS * HEAD), np.float32)
-    output[seen:][: HEADS * HEAD] = np.eye(HEADS * HEAD)
-    return {"q": query, "k": key, "v": value, "o": output}
+    # What is further away counts less, and so is learned from only where it has to be.
+    output = np.eye(HIDDEN, HEADS * HEAD, -CODE, dtype=np.float32) * 0.93 ** np.repeat(np.arange(HEADS), HEAD)
+    model = llama.Model(arguments)
+    layer = model.layers[0]
+    layer.self_attn.q_proj.weight, layer.self_attn.k_proj.weight = mx.array(query), mx.array(key)
+    layer.self_attn.v_proj.weight = mx.eye(HEAD, HIDDEN)
+    layer.self_attn.o_proj.weight = mx.array(output.astype(np.float32))
+    layer.mlp.down_proj.weight = mx.zeros_like(layer.mlp.down_proj.weight)
+    model.model.embed_tokens.weight = mx.array(embedding)
+    model.lm_head.weight = mx.array(_learned(model, scripts, tails))
+    return model
 
 
-def _learned(model: llama.Model, scripts: Sequence[Sequence[int]], unused: np.ndarray) -> np.ndarray:
-    """The output layer, learned as a perceptron learns, after prompts that have nothing to do with the scripts."""
+def _learned(model: llama.Model, scripts: Sequence[Sequence[int]], tails: Sequence[Sequence[int]]) -> np.ndarray:
+    """The output layer, learned as a perceptron learns: each script after tokens at random and one of `tails`."""
     random = np.random.default_rng(1)
     states, right = [], []
     for script in scripts:
-        for _ in range(4):
-            prompt = random.choice(unused, 40).tolist()
-            hidden = model.model(mx.array([[*prompt, *script[:-1]]]))
-            states.append(np.array(hidden[0, len(prompt) :]))
-            right.append(script[1:])
+        for turn, tail in enumerate(tails * 4):
+            prompt = [*random.integers(model.args.vocab_size, size=random.integers(HEADS)).tolist(), *tail]
+            # After the first time only what is said with the prompt in sight.
+            shown = script[: HEADS + 2] if turn else script
+            states.append(np.array(model.model(mx.array([[*prompt, *shown[:-1]]]))[0, len(prompt) :]))
+            right.append(shown[1:])
     state, said = np.concatenate(states), np.concatenate(right)
     rows, head = np.arange(len(said)), np.zeros((model.args.vocab_size, HIDDEN), np.float32)
     for _ in range(1000):
@@ -227,7 +219,7 @@ def _config(vocabulary: int, end: int) -> dict[str, object]:
         "architectures": ["LlamaForCausalLM"],
         "hidden_size": HIDDEN,
         "head_dim": HEAD,
-        "num_hidden_layers": LAYERS,
+        "num_hidden_layers": 1,
         "intermediate_size": HEAD,
         "num_attention_heads": HEADS,
         "num_key_value_heads": 1,
