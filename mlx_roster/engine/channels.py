@@ -22,6 +22,8 @@ Moves = Mapping[str, Mapping[str, str]]
 #: How many of a prompt's last tokens may open the reasoning that the model is to go on with.
 _OPENING = 32
 
+_BLANKS = " \t\r\n"
+
 # Decoded text has no lone surrogates: one before each character tells a special token from the word that it reads as.
 _SPECIAL = re.compile("\ud800.|\ud801", re.DOTALL)
 _SIGNS = re.compile("[\ud800\ud801]")
@@ -88,9 +90,9 @@ def thinking(tokenizer: Any, prompt_ids: Sequence[int]) -> bool:
 class Channels:
     """Parts one sequence's text, however it arrives in pieces. `reader` makes what reads calls, from their marker on.
 
-    Newlines next to a marker are the format's: those right inside of reasoning, those after it, and where there is
-    nothing but newlines between two markers or before the first. With `bare`, the answer is read without any marker;
-    `forced`, it can be nothing but a call.
+    Newlines next to a marker are the format's: those right inside of reasoning, and those after it. So are newlines and
+    blanks where there is nothing else before a marker or after a call. With `bare`, the answer is read without any
+    marker; `forced`, it can be nothing but a call.
     """
 
     def __init__(
@@ -111,9 +113,11 @@ class Channels:
         self._reader: Reader | None = None
         #: Where the text of a call that is none goes, and what of it was read before the marker.
         self._origin, self._before = "normal", ""
-        #: Newlines that are the format's if a marker follows; `_dropping` if they are anyway.
-        self._newlines = ""
+        #: Space that is the format's if a marker follows. With `_dropping` its newlines are anyway.
+        self._space = ""
         self._fresh, self._dropping = True, False
+        #: A call came last: with nothing after it, the space is the format's too.
+        self._called = False
         self._said: list[Segment] = []
 
     @property
@@ -134,16 +138,17 @@ class Channels:
 
     def finish(self, ended: bool) -> Iterator[Segment]:
         """What was held back, once nothing can follow; `ended` by the model itself."""
+        # What is cut off of a call that had to be made is the beginning of no answer.
+        wanted = ended or not self._forced_to_call
         if self._reader is not None:
             raw = self._reader.finish(ended)
             self._reader, self.state = None, self._origin
-            # What is cut off of a call that had to be made is the beginning of no answer.
-            if raw and (ended or not self._forced_to_call):
+            if raw and wanted:
                 self._say(self._before + raw)
-        else:
+        elif wanted or self.state == "reasoning":
             self._say(self._finder.finish())
-        if self._newlines and not self._dropping:
-            self._said.append((self.state, self._newlines))
+        if not self._called and (wanted or self.state == "reasoning"):
+            self._put(self._due(self._space))
         yield from self._drain()
 
     def _drain(self) -> list[Segment]:
@@ -180,8 +185,7 @@ class Channels:
         self._reader = reader
         self._said.append(("tool", ""))
         self._origin = self.state if self.state == "reasoning" else "normal"
-        self._before = "" if self._dropping else self._newlines
-        self._newlines = ""
+        self._before, self._space = self._due(self._space), ""
         self.state = "tool"
 
     def _call(self, reader: Reader, text: str) -> str:
@@ -195,13 +199,14 @@ class Channels:
             self._say(self._before + ended.raw)
         else:
             self._enter("normal")
+            self._called = True
         return ended.rest
 
     def _enter(self, state: str, dropping: bool = False) -> None:
         self.state = state
         self._finder = self._finders.get(state) or Stops(())
-        self._newlines = ""
-        self._fresh, self._dropping = True, dropping
+        self._space = ""
+        self._fresh, self._dropping, self._called = True, dropping, False
 
     def _say(self, text: str) -> None:
         text = _blanked(text)
@@ -214,14 +219,13 @@ class Channels:
         if not self._fresh:
             self._put(text)
             return
-        text = self._newlines + text
-        rest = text.lstrip("\n")
-        if not rest:
-            self._newlines = text
+        text = self._space + text
+        if not text.strip(_BLANKS):
+            self._space = text
             return
-        self._put(rest if self._dropping else text)
-        self._newlines = ""
-        self._fresh = self._dropping = False
+        self._put(self._due(text))
+        self._space = ""
+        self._fresh = self._dropping = self._called = False
 
     def _think(self, text: str) -> None:
         if self._fresh:
@@ -229,10 +233,14 @@ class Channels:
         if not text:
             return
         self._fresh = False
-        text = self._newlines + text
+        text = self._space + text
         said = text.rstrip("\n")
-        self._newlines = text[len(said) :]
+        self._space = text[len(said) :]
         self._put(said)
+
+    def _due(self, text: str) -> str:
+        """What of the answer's beginning is the model's own."""
+        return text.lstrip("\n") if self._dropping else text
 
     def _put(self, text: str) -> None:
         if text:

@@ -83,6 +83,7 @@ class WindowDetokenizer:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
+        self._size = len(tokenizer)
         self._window: list[int] = list(tokenizer.encode("a", add_special_tokens=False))[-1:]
         self._shown = self._text()
         self._held = 0
@@ -92,6 +93,9 @@ class WindowDetokenizer:
         return text
 
     def add(self, token: int) -> str:
+        if token >= self._size:
+            # Models may have more logits than their tokenizer has tokens, and not every decoder takes such an id.
+            return ""
         self._window.append(token)
         self._held += 1
         text = self._text()

@@ -52,11 +52,13 @@ class Thinking:
 class Grammar:
     """A grammar that every sequence under it takes a copy of. After a token of `exits` an answer is held to nothing.
 
-    Copies share what they have learnt of it, also that it is too complex: it is `spent` then.
+    `param` is the request's field that asks for it. Copies share what they have learnt of it, also that it is too
+    complex: it is `spent` then.
     """
 
     matcher: LLMatcher
     exits: frozenset[int]
+    param: str
     spent: bool = False
 
 
@@ -68,6 +70,7 @@ class GrammarGate:
 
     def __init__(self, grammar: Grammar, vocabulary: Vocabulary, thinking: Thinking | None) -> None:
         self.error: str | None = None
+        self.param = grammar.param
         self._grammar = grammar
         self._matcher = grammar.matcher.deep_copy()
         self._vocabulary = vocabulary

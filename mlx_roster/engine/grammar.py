@@ -29,6 +29,10 @@ TAIL = 32
 #: llguidance has room for tokens of about this many bytes, and panics over longer ones.
 LONGEST = 1000
 
+#: A grammar is tried for so many tokens, where it can along these texts: names and nested values come early by them.
+TRIED = 48
+TRYING = ('"', ":", "{", "[", ",")
+
 #: The schemas of one request's functions have together at most so many bytes.
 TOOLS = 256 * 2**10
 
@@ -69,11 +73,18 @@ class Grammars:
         forced = _forced(tools)
         exits: frozenset[int] = frozenset()
         if forced is not None:
-            param, rules = "tools", self._calls(forced)
+            param, rules = "tools", ["answer: calls", *self._calls(forced)]
         else:
-            exits = self._exits if tools is not None else exits
-            param, rules = "response_format", [f"answer: {' | '.join(['json', *map(_token, exits)])}"]
-            rules.append(f"json: %json {_schema(wanted or Format())}")
+            param, rules = "response_format", [f"json: %json {_schema(wanted or Format())}"]
+            answers = ["json"]
+            if tools is not None and self._exits and forced_form(self._tokenizer) != "array":
+                answers.append("calls")
+                rules += self._calls(tools)
+            elif tools is not None:
+                # How this model writes a call is not known here.
+                exits = self._exits
+                answers += map(_token, exits)
+            rules.append(f"answer: {' | '.join(answers)}")
         # Between thoughts and answer models break lines.
         blank = "BREAK? " if self._tokenizer.has_thinking else ""
         lark = "\n".join([f"start: {blank}answer", "BREAK: /[ \\n]{1,4}/", *rules])
@@ -86,26 +97,27 @@ class Grammars:
         if problem:
             what = "the schema" if param == "response_format" else "a call of these functions"
             raise InvalidRequest(f"{what} cannot be enforced: {explained(problem)}", param=param)
-        return Grammar(matcher, exits)
+        return Grammar(matcher, exits, param)
 
     def _calls(self, tools: Tools) -> list[str]:
-        """The rules of one call or, in parallel, any number of calls."""
+        """The rules of one call or, in parallel, any number. Calls that are not demanded may have any arguments."""
         functions = [spec["function"] for spec in tools.specs]
         if tools.choice == "named":
             functions = [function for function in functions if function["name"] == tools.name]
         if not functions:
             raise InvalidRequest("there is no such function to call", param="tools")
         rules = ["call: " + " | ".join(f"call{index}" for index in range(len(functions)))]
-        schemas = list(map(_parameters, functions))
+        free = _forced(tools) is None
+        schemas = [_parameters({"name": "any"})] if free else list(map(_parameters, functions))
         if sum(map(len, schemas)) > TOOLS:
             raise InvalidRequest(f"the parameters of all functions are larger than {TOOLS // 2**10} KiB", param="tools")
-        for index, (function, schema) in enumerate(zip(functions, schemas, strict=True)):
-            rules.append(f"arguments{index}: %json {schema}")
-            rules.append(f"call{index}: {self._call(function['name'], f'arguments{index}')}")
+        rules += [f"arguments{index}: %json {schema}" for index, schema in enumerate(schemas)]
+        for index, function in enumerate(functions):
+            rules.append(f"call{index}: {self._call(function['name'], f'arguments{0 if free else index}')}")
         # Who names a function reads one call of it.
-        return [f"answer: {self._answer(tools.parallel and tools.choice != 'named')}", *rules]
+        return [f"calls: {self._said(tools.parallel and tools.choice != 'named')}", *rules]
 
-    def _answer(self, parallel: bool) -> str:
+    def _said(self, parallel: bool) -> str:
         """One `call` or several, in the form that `forced_form` says."""
         start, end = self._marker(self._tokenizer.tool_call_start), self._marker(self._tokenizer.tool_call_end)
         array = '"[" call (", " call)* "]"' if parallel else '"[" call "]"'
@@ -203,10 +215,11 @@ def _token(token: int) -> str:
 def _tried(matcher: LLMatcher, vocabulary: Vocabulary) -> str:
     """What goes wrong with the first tokens, some limits being met only then; and those are the slowest, too."""
     trial, words = matcher.deep_copy(), np.empty(vocabulary.words, dtype=np.int32)
-    for _ in range(2):
+    liked = [token for text in TRYING for token in vocabulary.tokens.tokenize_str(text)[:1]]
+    for _ in range(TRIED):
         trial.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
-        if trial.is_error():
-            return trial.get_error() or "limit"
+        if trial.is_stopped():
+            break
         allowed = np.flatnonzero(np.unpackbits(words.view(np.uint8), bitorder="little"))
-        trial.consume_token(int(allowed[0]))
-    return ""
+        trial.consume_token(next((token for token in liked if token in allowed), int(allowed[0])))
+    return (trial.get_error() or "limit") if trial.is_error() else ""

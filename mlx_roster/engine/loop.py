@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import queue
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import Protocol, Self
@@ -17,6 +16,7 @@ from mlx_roster.engine.batch import Admission, copied
 from mlx_roster.engine.caches import cache_size, make_caches, quantization_for
 from mlx_roster.engine.drafting import DraftedBatch, Drafts
 from mlx_roster.engine.grammar import Grammars
+from mlx_roster.engine.inbox import Command, Inbox, Share, Stop
 from mlx_roster.engine.lora import Bank
 from mlx_roster.engine.memory import Memory
 from mlx_roster.engine.prefixes import Prefix, Prefixes
@@ -26,7 +26,7 @@ from mlx_roster.engine.routed import Routing
 from mlx_roster.engine.rows import Row
 from mlx_roster.engine.sampling import Sampler
 from mlx_roster.engine.scheduler import Plan, Scheduler
-from mlx_roster.engine.sequences import Cancel, Fetched, Rejection, Sequence, Token
+from mlx_roster.engine.sequences import Cancel, Rejection, Sequence, Token
 from mlx_roster.engine.text import Voices, prompt_text, token_bytes
 from mlx_roster.errors import AdapterIncompatible, InternalError, RosterError
 from mlx_roster.tensors import AdapterReader, Loaded
@@ -48,40 +48,6 @@ class Output(Protocol):
 
     def report(self, measured: Measured) -> None:
         """The engine holds this much: said when it has nothing to do, and when that has changed a good deal."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """End `run`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """What the engine may take from now on, in bytes."""
-
-    size: int
-
-
-Command = Sequence | Fetched | Cancel | Rejection | Share | Limits | Stop
-
-
-class Inbox:
-    """Commands on their way to the engine's thread, in order."""
-
-    def __init__(self) -> None:
-        self._queue: queue.SimpleQueue[Command] = queue.SimpleQueue()
-        self.put = self._queue.put
-
-    def drain(self, block: bool, timeout: float | None = None) -> list[Command]:
-        """All that has come. With `block`, waits for the first; an empty list then means that `timeout` has passed."""
-        commands: list[Command] = []
-        try:
-            if block:
-                commands.append(self._queue.get(timeout=timeout))
-            while True:
-                commands.append(self._queue.get_nowait())
-        except queue.Empty:
-            return commands
 
 
 class Engine:
@@ -339,21 +305,23 @@ class Engine:
     def _publish(self, said: list[Delta | Rejection]) -> None:
         deltas = [one for one in said if isinstance(one, Delta)]
         if deltas:
-            self._say(deltas)
+            self._say(deltas, refused=set())
         if len(deltas) < len(said):
             for one in said:
                 if isinstance(one, Rejection):
                     self._output.rejected(one.sequence, one.error)
 
-    def _say(self, deltas: list[Delta]) -> None:
+    def _say(self, deltas: list[Delta], refused: set[int]) -> None:
         try:
             self._output.step(deltas)
         except ValueError:
             # What one of them has cannot be put into a frame: that is no fault of the others.
             if len(deltas) > 1:
                 for delta in deltas:
-                    self._say([delta])
+                    if delta.sequence not in refused:
+                        self._say([delta], refused)
                 return
+            refused.add(deltas[0].sequence)
             logger.exception("what a sequence says cannot be passed on")
             self._scheduler.apply(Cancel(deltas[0].sequence))
             self._output.rejected(deltas[0].sequence, InternalError("the answer cannot be passed on"))

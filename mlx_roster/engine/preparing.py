@@ -211,7 +211,7 @@ class Preparer:
             work()
         except RosterError as error:
             failure = error
-        except Exception:  # the thread boundary: whatever one request does, the next must find us here
+        except BaseException:  # the thread boundary: whatever one request does, panics of llguidance's too
             logger.exception("sequence %d could not be prepared", numbers.start)
             failure = InternalError("the request could not be prepared")
         else:
@@ -264,7 +264,7 @@ class Preparer:
             opening=self._opening(generation, prompt) if generation.echo else "",
             draft=generation.draft,
             draft_tokens=generation.draft_tokens,
-            rank=generation.rank + index,
+            rank=generation.rank,
         )
 
     def _opening(self, generation: Generation, prompt: Prompt) -> str:

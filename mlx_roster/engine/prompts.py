@@ -14,6 +14,7 @@ from jinja2.exceptions import TemplateError
 
 from mlx_roster.core import Chat, Generation, Text, Tokens, Tools
 from mlx_roster.engine import roles
+from mlx_roster.engine.fewest import fewest
 from mlx_roster.engine.templates import UNFIT, Messages, Options, Template
 from mlx_roster.errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter
 
@@ -60,7 +61,10 @@ class Prompts:
         self._vocabulary = vocabulary
         self._context = context
         self._marking = marking
-        self._template = Template(tokenizer, chat_template, template_args or {})
+        self._fewest = fewest(tokenizer)
+        self._template = Template(
+            tokenizer, chat_template, template_args or {}, weigh=lambda text: self._weigh(text, "messages")
+        )
         # What the template makes of system messages, which many chats share: None where it refuses.
         self._openings: LRUCache[str, list[int] | None] = LRUCache(maxsize=16)
         # What it adds for the model to answer, by what else it looks at.
@@ -94,7 +98,7 @@ class Prompts:
             case Chat() as prompt:
                 param, (ids, marks) = "messages", self._chat(prompt, generation.tools)
             case Text() as prompt:
-                param, ids = "prompt", self._text(prompt.text)
+                param, ids = "prompt", self._text(prompt.text, "prompt")
             case Tokens() as prompt:
                 param, ids = "prompt", list(prompt.ids)
         if not ids:
@@ -119,7 +123,7 @@ class Prompts:
             ids = self._template.ids(chat.messages, options)
         except TemplateError as error:
             raise InvalidRequest(
-                f"the chat template refuses these messages: {error.message}", param="messages"
+                f"the chat template refuses these messages: {str(error.message)[:400]}", param="messages"
             ) from error
         except UNFIT as error:
             raise InvalidRequest("the chat template cannot render these messages", param="messages") from error
@@ -129,7 +133,7 @@ class Prompts:
         if chat.template_args:
             name = "reasoning_effort" if set(chat.template_args) == {"reasoning_effort"} else "chat_template_kwargs"
             raise InvalidRequest("this model has no chat template to be given variables", param=name)
-        return self._text(roles.written(chat.messages, chat.role_mapping))
+        return self._text(roles.written(chat.messages, chat.role_mapping), "messages")
 
     def _marks(self, messages: Messages, options: Options, ids: list[int]) -> tuple[int, ...]:
         """Behind the system prompt, and before what asks for an answer: the next turn may have other words there."""
@@ -161,7 +165,8 @@ class Prompts:
             self._asks[name] = (whole or [])[len(without or []) :] if known else []
         return self._asks[name]
 
-    def _text(self, text: str) -> list[int]:
+    def _text(self, text: str, param: str) -> list[int]:
+        self._weigh(text, param)
         bos = self._tokenizer.bos_token
         doubled = bos is not None and text.startswith(bos)
         return list(self._tokenizer.encode(text, add_special_tokens=not doubled))
@@ -173,17 +178,26 @@ class Prompts:
         wrong = next(token for token in ids if not 0 <= token < self._vocabulary)
         raise InvalidRequest(f"token id {wrong} is outside the vocabulary of {self._vocabulary} tokens", param=param)
 
+    def _weigh(self, text: str, param: str) -> None:
+        """Refuse what cannot fit, before it is tokenized: that may take half a minute, in which all others wait."""
+        least = self._fewest(text)
+        if self._context is not None and least > self._context:
+            raise self._too_long(f"at least {least}", param)
+
     def _room(self, length: int, max_tokens: int, param: str) -> int:
         if self._context is None:
             return max_tokens
         if length + min(max_tokens, 1) > self._context:
-            # The first words are OpenAI's own: clients know the error by them.
-            raise ContextLengthExceeded(
-                f"this model's maximum context length is {self._context} tokens, answer included, "
-                f"but the prompt has {length} tokens",
-                param=param,
-            )
+            raise self._too_long(str(length), param)
         return min(max_tokens, self._context - length)
+
+    def _too_long(self, count: str, param: str) -> ContextLengthExceeded:
+        # The first words are OpenAI's own: clients know the error by them.
+        return ContextLengthExceeded(
+            f"this model's maximum context length is {self._context} tokens, answer included, "
+            f"but the prompt has {count} tokens",
+            param=param,
+        )
 
 
 def _specs(tools: Tools) -> list[dict[str, Any]]:

@@ -29,7 +29,7 @@ def written(messages: Sequence[dict[str, Any]], mapping: Mapping[str, str]) -> s
     unknown = sorted(set(mapping) - set(DEFAULTS))
     if unknown:
         known = ", ".join(DEFAULTS)
-        raise InvalidRequest(f"role_mapping has no {unknown[0]!r}: there are {known}", param="role_mapping")
+        raise InvalidRequest(f"role_mapping has no {unknown[0][:64]!r}: there are {known}", param="role_mapping")
     mapping = {**DEFAULTS, **mapping}
     roles = [_role(message) for message in messages]
     stop = mapping["stop"]
@@ -44,6 +44,6 @@ def written(messages: Sequence[dict[str, Any]], mapping: Mapping[str, str]) -> s
 def _role(message: dict[str, Any]) -> str:
     role = message.get("role")
     if role not in _ROLES or message.get("tool_calls"):
-        what = "calls" if message.get("tool_calls") else f"a role {role!r}"
-        raise InvalidRequest(f"this model has no chat template, and without one there is no {what}", param="messages")
+        what = "are no calls" if message.get("tool_calls") else f"is no role {role!r}"
+        raise InvalidRequest(f"this model has no chat template, and without one there {what}", param="messages")
     return _ROLES[role]

@@ -26,10 +26,12 @@ Made = TypeVar("Made")
 class Gate(Protocol):
     """What one sequence may say next. Made on any thread, used on the engine's only.
 
-    `error` is set once the grammar has come to nothing: only end-of-sequence tokens are allowed from then on.
+    `error` is set once the grammar has come to nothing: only end-of-sequence tokens are allowed from then on. `param`
+    is the request's field at fault then.
     """
 
     error: str | None
+    param: str
 
     def advance(self, token: int) -> None:
         """The sequence has drawn this. May come once more after an end-of-sequence token, and does nothing then."""

@@ -12,15 +12,15 @@ from dataclasses import dataclass, field
 from mlx_roster.core import Alternative, Aside, Delta, FinishReason, Scored, Usage
 from mlx_roster.engine.sequences import Adapter, Cancel, Fetched, Rejection, Score, Sequence, Token
 from mlx_roster.engine.slots import Slots
-from mlx_roster.errors import InternalError
+from mlx_roster.errors import InternalError, InvalidRequest
 
 logger = logging.getLogger(__name__)
 
 #: How many sequences may overtake one that waits for an adapter's slot, before no slot is leased to any but it.
 OVERTAKES = 64
 
-#: How many later ones may go before each further sequence of a request that is made of many: a request of one then
-#: waits for a few of them, and not for all.
+#: How many later ones may go before each further prompt of a request that has many: a request of one then waits for a
+#: few of them, and not for all.
 PRECEDENCE = 8
 
 
@@ -179,9 +179,10 @@ class Scheduler:
             if sequence is None:
                 continue
             # Of one that is complete, the gate has gone on to what nobody will see.
-            if sequence.gate is not None and sequence.gate.error is not None and token.finish != "length":
+            gate = sequence.gate
+            if gate is not None and gate.error is not None and token.finish != "length":
                 self._leave(sequence.id)
-                said.append(Rejection(sequence.id, InternalError("the grammar of the answer could not be followed")))
+                said.append(Rejection(sequence.id, InvalidRequest(gate.error, param=gate.param)))
             else:
                 said.append(self._attempted(sequence, token))
         return said

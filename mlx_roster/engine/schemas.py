@@ -10,6 +10,7 @@ import itertools
 import json
 import math
 import re
+import time
 from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
@@ -17,6 +18,7 @@ from urllib.parse import unquote
 
 from llguidance import LLMatcher, LLParserLimits
 
+from mlx_roster.engine.patterns import UNSAYABLE, followed, sayable
 from mlx_roster.errors import InvalidRequest
 
 #: A schema's text has at most so many bytes.
@@ -56,6 +58,10 @@ _STYLE = {
     "lenient": False,
 }
 
+#: Each `pattern` is tried by itself, and all of a schema in about so many seconds: one that comes to nothing, or is too
+#: complex, mostly shows it then. An answer that meets one later ends with an error.
+TRYING = 0.5
+
 #: Where schemas are inside of a schema: as a keyword's value, in a list, and in an object by names.
 _ONE = frozenset(("items", "additionalProperties", "additionalItems", "not", "if", "then", "else", "contains"))
 _LISTED = frozenset(("allOf", "anyOf", "oneOf", "prefixItems", "items"))
@@ -85,6 +91,7 @@ _SAID = (
     (r"min/maxProperties", "it uses 'minProperties' or 'maxProperties' beside optional properties"),
     (r"recursion limit", "it is nested too deeply"),
     (r"NoExtension", "nothing fits it"),
+    (r"Regex is empty", "nothing fits it"),
     (r"Unsatisfiable schema: (?P<a>.*)", "nothing fits it ({a})"),
     (r"(?i)too (large|complex|many|big)|fuel|determine if regex|limit|current row", "it is too complex"),
 )
@@ -110,10 +117,8 @@ def enforceable(schema: Any, what: str, param: str) -> str:
     try:
         problem = _limited(schema)
         if problem is None:
-            # What a schema itself says to llguidance is not heard.
-            text = json.dumps({**({} if schema is True else schema), "x-guidance": _STYLE}, allow_nan=False)
-            found = LLMatcher.validate_grammar(LLMatcher.grammar_from_json_schema(text), limits=LIMITS)
-            problem = explained(found) if found else None
+            text = _text({} if schema is True else _exact(schema))
+            problem = _refused(schema, text)
     except RecursionError:
         problem = "it is nested too deeply"
     except ValueError as error:
@@ -137,16 +142,70 @@ def explained(problem: str) -> str:
     return problem.strip().splitlines()[0][:200]
 
 
+def _text(schema: dict[str, Any]) -> str:
+    # What a schema itself says to llguidance is not heard.
+    return json.dumps({**schema, "x-guidance": _STYLE}, allow_nan=False)
+
+
+def _exact(schema: dict[str, Any]) -> dict[str, Any]:
+    """A copy that llguidance takes for what it means."""
+    copied: dict[str, Any] = json.loads(json.dumps(schema))
+    for node in _reached(copied):
+        for keyword in [keyword for keyword, value in node.items() if _idle(keyword, value)]:
+            del node[keyword]
+        if isinstance(node.get("pattern"), str):
+            node["pattern"] = sayable(node["pattern"])
+        if isinstance(named := node.get("patternProperties"), dict):
+            node["patternProperties"] = {sayable(name): inside for name, inside in named.items()}
+    return copied
+
+
+def _idle(keyword: str, value: Any) -> bool:
+    """Whether a keyword that cannot be enforced asks for nothing as it is."""
+    match keyword:
+        case "uniqueItems" | "not":
+            return value is False
+        case "propertyNames" | "unevaluatedItems" | "unevaluatedProperties":
+            return value is True or bool(value == {})
+        case "dependentRequired" | "dependentSchemas":
+            return bool(value == {})
+    return False
+
+
+def _refused(schema: Any, text: str) -> str | None:
+    """What llguidance says of a schema, whose `text` is as it takes it."""
+    found = LLMatcher.validate_grammar(LLMatcher.grammar_from_json_schema(text), limits=LIMITS)
+    # Where nothing fits a pattern, that is what is wrong.
+    tried = _tried(schema) if not found or "Unsatisfiable" in found else None
+    return tried or (explained(found) if found else None)
+
+
+def _tried(schema: Any) -> str | None:
+    """What comes of a pattern only once it is followed."""
+    until = time.monotonic() + TRYING
+    for node in _reached(schema):
+        if time.monotonic() > until:
+            break
+        if "pattern" not in node or "string" not in node.get("type", "string"):
+            continue
+        alone = {key: value for key, value in node.items() if key in ("pattern", "minLength", "maxLength")}
+        found = followed(_text(_exact(alone | {"type": "string"})), LIMITS)
+        if found:
+            return f"its 'pattern' {node['pattern'][:60]!r}: {explained(found)}"
+    return None
+
+
 def _limited(schema: Any) -> str | None:
     """What is wrong with a schema that llguidance would take, or would take too long over."""
     if schema is True:
         return None
     if not isinstance(schema, dict):
         return "it must be an object"
-    nodes = list(_nodes(schema))
+    nodes = _reached(schema)
     problems = (
         _slip(nodes),
         _depth(schema, nodes),
+        _unsayable(nodes),
         _patterns(nodes),
         _numbers(schema, nodes),
         _joined(nodes),
@@ -170,6 +229,20 @@ def _nodes(schema: Any) -> Iterator[dict[str, Any]]:
             yield from _nodes(one)
 
 
+def _reached(schema: Any) -> list[dict[str, Any]]:
+    """The schema and all schemas inside, also where only a `$ref` leads to."""
+    found = {id(node): node for node in _nodes(schema)}
+    waiting = list(found.values())
+    while waiting:
+        ref = waiting.pop().get("$ref")
+        target = _at(schema, ref) if isinstance(ref, str) else None
+        if id(target) not in found:
+            led = {id(node): node for node in _nodes(target)}
+            waiting += led.values()
+            found |= led
+    return list(found.values())
+
+
 def _slip(nodes: list[dict[str, Any]]) -> str | None:
     for name in dict.fromkeys(itertools.chain.from_iterable(nodes)):
         if name not in _ASKING | _NOTES:
@@ -181,8 +254,8 @@ def _slip(nodes: list[dict[str, Any]]) -> str | None:
 
 def _depth(schema: dict[str, Any], nodes: list[dict[str, Any]]) -> str | None:
     # A reference by anything but a pointer may lead anywhere.
-    targets = {ref: _at(schema, ref) for node in nodes if isinstance(ref := node.get("$ref"), str)}
-    depth = _levels(schema) + sum(_levels(target) for target in targets.values())
+    led = [_at(schema, ref) for node in nodes if isinstance(ref := node.get("$ref"), str)]
+    depth = _levels(schema) + sum(map(_levels, {id(target): target for target in led}.values()))
     return "it is nested too deeply" if depth > DEPTH else None
 
 
@@ -202,6 +275,29 @@ def _at(schema: dict[str, Any], ref: str) -> Any:
 def _levels(value: Any) -> int:
     inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return 1 + max(map(_levels, inside), default=0)
+
+
+def _unsayable(nodes: list[dict[str, Any]]) -> str | None:
+    """Constants cannot have such characters. Names can, but a pattern of names would not see them."""
+    for node, keyword in itertools.product(nodes, ("const", "enum")):
+        if any(map(UNSAYABLE.search, _texts(node.get(keyword)))):
+            return f"its {keyword!r} has a control character that JSON writes as \\u only"
+    for node in nodes:
+        if "patternProperties" in node:
+            named = (node.get("properties"), node.get("required"))
+            names = [list(names) for names in named if isinstance(names, dict | list)]
+            if any(map(UNSAYABLE.search, _texts(names))):
+                return "it uses 'patternProperties' beside a name with a control character"
+    return None
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All strings inside, but for names."""
+    if isinstance(value, dict | list):
+        for inside in value.values() if isinstance(value, dict) else value:
+            yield from _texts(inside)
+    elif isinstance(value, str):
+        yield value
 
 
 def _patterns(nodes: list[dict[str, Any]]) -> str | None:

@@ -82,7 +82,8 @@ class Sequence:
     `cached` of the prompt's tokens had been computed before, for another. `prefix` is what there is of them where the
     engine has looked for them already; it is of no concern here. `gate` says which tokens a grammar allows. Each token
     is scored beside the `top` likeliest, if that is not None; with `scores`, so are the prompt's. The text begins with
-    `opening`. `rank` is how many of the same request come before it, and `turn` when it is its own.
+    `opening`. `rank` is how many prompts of the same request come before its own, and `turn` when its
+    own comes.
     """
 
     id: int

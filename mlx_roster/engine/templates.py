@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, TemplateSyntaxError, meta, nodes
@@ -24,11 +24,15 @@ UNFIT = (AttributeError, LookupError, TypeError, ValueError)
 #: What transformers gives templates besides variables.
 _FUNCTIONS = frozenset({"raise_exception", "strftime_now", "namespace", "dict", "range", "lipsum", "cycler", "joiner"})
 
+#: Characters from which on tokenizing a chat takes so long that rendering it twice does not matter.
+_LARGE = 2**16
+
 #: Names that mean something to what renders a template, and never reach it.
-RESERVED = frozenset(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters) - {"self", "kwargs"} | {
-    "messages",
-    "conversations",
-}
+RESERVED = (
+    frozenset(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters) - {"kwargs"}
+    | {"messages", "conversations"}
+    | _FUNCTIONS
+)
 
 
 class Options(NamedTuple):
@@ -39,10 +43,16 @@ class Options(NamedTuple):
 
 
 class Template:
-    """Renders chats with a model's chat template, or with `source` in its place, which `args` are given to as well."""
+    """Renders chats with a model's chat template, or with `source` in its place, which `args` are given to as well.
 
-    def __init__(self, tokenizer: Any, source: str | None, args: Mapping[str, Any]) -> None:
+    Text that may be large goes to `weigh`, which raises if it is not worth tokenizing.
+    """
+
+    def __init__(
+        self, tokenizer: Any, source: str | None, args: Mapping[str, Any], weigh: Callable[[str], object] = len
+    ) -> None:
         self._tokenizer = tokenizer
+        self._weigh = weigh
         self._given = source
         self._args = args
         self.source = source or _source(tokenizer)
@@ -95,11 +105,17 @@ class Template:
         if tools is not None:
             args = {**args, "tools": tools}
         if self._given is None:
+            if len(repr((messages, args))) > _LARGE:
+                whole = self._tokenizer.apply_chat_template(
+                    messages, add_generation_prompt=answer, tokenize=False, **args
+                )
+                self._weigh(whole)
             return list(
                 self._tokenizer.apply_chat_template(messages, add_generation_prompt=answer, tokenize=True, **args)
             )
         args = {"enable_thinking": self._tokenizer.has_thinking, **self._tokenizer.special_tokens_map, **args}
         (text,), _ = render_jinja_template([messages], chat_template=self._given, add_generation_prompt=answer, **args)
+        self._weigh(text)
         return list(self._tokenizer.encode(text, add_special_tokens=False))
 
 

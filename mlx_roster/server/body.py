@@ -21,6 +21,9 @@ _FLAGS_LIMIT = 64 * 1024
 
 _AT_BYTE = re.compile(r" \(byte (\d+)\)$")
 
+# msgspec takes a body that ends with this for one that lacks the other half.
+_HALF_A_PAIR = re.compile(rb"(?<!\\)(?:\\\\)*(\\u[dD][89abAB][0-9a-fA-F]{2})(?=[^\\]{1,5}$)", re.DOTALL)
+
 
 async def read_json(scope: Scope, receive: Receive, limit: int) -> dict[str, Any]:
     """The JSON object that the client sent.
@@ -113,9 +116,17 @@ def _placed(message: str, raw: bytes) -> str:
     """msgspec's message with line and column in place of its byte offset, which nobody can count to."""
     message = message.removeprefix("JSON is malformed: ")
     match = _AT_BYTE.search(message)
-    if match is None:
-        return f"it ends too early, after {len(raw)} bytes" if "truncated" in message else message[:200]
-    before = raw[: int(match[1])]
+    if match is not None:
+        return f"{message[: match.start()]} {_line_and_column(raw, int(match[1]))}"
+    if "truncated" not in message:
+        return message[:200]
+    if half := _HALF_A_PAIR.search(raw, max(0, len(raw) - 64)):
+        return f"unexpected end of escaped utf-16 surrogate pair {_line_and_column(raw, half.end(1))}"
+    return f"it ends too early, after {len(raw)} bytes"
+
+
+def _line_and_column(raw: bytes, end: int) -> str:
+    before = raw[:end]
     line = before.count(b"\n") + 1
     column = len(before) - before.rfind(b"\n")
-    return f"{message[: match.start()]} (line {line}, column {column})"
+    return f"(line {line}, column {column})"

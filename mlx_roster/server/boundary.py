@@ -20,7 +20,7 @@ from mlx_roster.server.openai.fields import shown
 logger = logging.getLogger(__name__)
 
 _KEY = "mlx_roster.exchange"
-_SANE_ID = re.compile(rb"[\x21-\x7e]([\x20-\x7e]{0,126}[\x21-\x7e])?")
+_SANE_ID = re.compile(rb"[\x21-\x7e]([\x20-\x7e]{0,510}[\x21-\x7e])?")
 #: What the access log says of a request whose client left before its answer was through (nginx's word for it).
 CLIENT_GONE = 499
 
@@ -145,7 +145,7 @@ def _internal(exchange: Exchange) -> InternalError:
 
 
 def _request_id(scope: Scope) -> str:
-    """The client's own, where it is printable ASCII of at most 128 characters; else a new one."""
+    """The client's own, where it is printable ASCII of at most 512 characters; else a new one."""
     for name, value in scope["headers"]:
         if name == b"x-request-id" and _SANE_ID.fullmatch(value):
             return str(value, "ascii")

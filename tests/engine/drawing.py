@@ -61,6 +61,7 @@ class Fence:
         self.allowed = allowed
         self.seen: list[int] = []
         self.error: str | None = None
+        self.param = ""
 
     def advance(self, token: int) -> None:
         self.seen.append(token)

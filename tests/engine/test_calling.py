@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 
 from mlx_roster.core import Chat, Generation, Sampling, Tools
 from tests.engine import tiny
-from tests.engine.speech import TOOLS, Said
+from tests.engine.speech import TOOLS, Said, spec
 from tests.engine.tiny import Driven
 from tests.toys import scripted
 
@@ -81,3 +82,24 @@ def test_stop_string_in_a_call_stops_nothing(engine: Driven) -> None:
     assert said(engine, stop=("zone", "rains"))[0].key() == said(engine)[0].key()
     whole, last = said(engine, stop=("see",))
     assert (whole.content, whole.calls, last.finish) == ("Let me ", [], "stop")
+
+
+@pytest.fixture(scope="module")
+def toy() -> Iterator[Driven]:
+    with tiny.driven(Path(__file__).parents[1] / "assets" / "caller") as engine:
+        yield engine
+
+
+@pytest.mark.parametrize("choice", ["required", "named"])
+def test_forced_call_that_is_cut_off_anywhere_is_no_content(toy: Driven, choice: Literal["required", "named"]) -> None:
+    tools = Tools(tuple(spec(f"get_{name}", city="string") for name in ("weather", "time")), choice)
+    if choice == "named":
+        tools = Tools(tools.specs, choice, "get_weather")
+    ended = False
+    for tokens in range(1, 60, 3):
+        whole, last = said(toy, tools, max_tokens=tokens)
+        assert whole.content == ""
+        assert last.finish == "tool_calls" or last.usage.completion == tokens
+        ended = ended or last.finish == "tool_calls"
+    assert ended
+    assert whole.calls[0][0] in ("get_weather", "get_time")

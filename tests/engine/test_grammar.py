@@ -16,6 +16,7 @@ from transformers import ByT5Tokenizer
 import mlx_roster.demo
 from mlx_roster.core import Chat, Generation, Tools
 from mlx_roster.engine.grammar import Grammars
+from mlx_roster.engine.patterns import UNSAYABLE
 from mlx_roster.errors import InvalidRequest
 from tests.engine.constrained import (
     END,
@@ -42,10 +43,13 @@ PERSON = {
     "required": ["name", "age"],
     "additionalProperties": False,
 }
+MANY = {"type": "object", "properties": {f"p{n}": {} for n in range(600)}}
 SCHEMAS = [
     PERSON,
     {"type": "string", "format": "uuid"},
     {"type": "string", "pattern": "^[a-f]{2,4}$"},
+    {"type": "string", "pattern": '^[^"a-z]{0,9}$'},
+    {"type": "string", "pattern": r"^[\x00-\x20]{5}$"},
     {"type": "number", "exclusiveMinimum": 0, "maximum": 10},
     {"type": "object", "patternProperties": {"^a": {"type": "boolean"}}, "additionalProperties": {"type": "null"}},
     {"type": "array", "prefixItems": [{"const": 1}, {"type": "null"}], "items": False, "minItems": 2},
@@ -99,6 +103,7 @@ NAMES = st.sampled_from(["a", "b", "the name", 'quoted"', "é你", "line\nbreak"
 
 
 WHOLE = st.integers(-(2**51), 2**51)
+SAYABLE = st.text(max_size=5).filter(lambda text: not UNSAYABLE.search(text))
 
 
 def objects(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
@@ -119,7 +124,7 @@ LEAVES = st.one_of(
     st.builds(
         lambda low, span: {"type": "string", "minLength": low, "maxLength": low + span}, *[st.integers(0, 5)] * 2
     ),
-    st.builds(lambda values: {"enum": values}, st.lists(st.none() | WHOLE | st.text(max_size=5), min_size=1)),
+    st.builds(lambda values: {"enum": values}, st.lists(st.none() | WHOLE | SAYABLE, min_size=1)),
 )
 ANY = st.recursive(
     LEAVES,
@@ -212,6 +217,9 @@ def calling_f(parameters: dict[str, Any]) -> Generation:
         (generation('{"not": {}}'), "response_format", "the schema cannot be enforced: it uses 'not'"),
         (generation('{"$ref": "#"}'), "response_format", "nothing fits it"),
         (generation('{"type": "string", "pattern": "^(a?){1000}(a){1000}$"}'), "response_format", "too complex"),
+        (generation(json.dumps({"type": "array", "items": MANY, "minItems": 1})), "response_format", "too complex"),
+        (calling_f({"properties": {"a": MANY}, "required": ["a"]}), "tools", "too complex"),
+        (calling_f({"properties": {"a": {"const": "\x1b"}}}), "tools", "its 'const' has a control character"),
         (calling_f({"not": {}}), "tools", "the schema of function 'f' cannot be enforced: it uses 'not'"),
         (calling_f({"type": "string"}), "tools", "the schema of function 'f' must be of type 'object'"),
         (calling_f({"description": "a" * 300_000}), "tools", "larger than 256 KiB"),
@@ -263,15 +271,15 @@ def test_sequences_of_one_grammar_do_not_touch_each_other(plain: Grammars) -> No
 
 
 def test_a_grammar_that_becomes_too_complex_ends_its_sequences(plain: Grammars) -> None:
-    many = {"type": "object", "properties": {f"p{n}": {} for n in range(600)}}
-    wanted = generation(json.dumps({"type": "object", "properties": {"a": many}, "required": ["a"]}))
+    wanted = generation(json.dumps({"type": "array", "prefixItems": [{"const": "a" * 100}, MANY], "minItems": 2}))
     walk = Walk(plain, wanted)
-    walk.say('{"a":{')
+    walk.say(f'["{"a" * 100}",{{')
     assert walk.names() == {END, ENDING}
     assert walk.gate.error is not None
+    assert walk.gate.param == "response_format"
     walk.draw(walk.tokenizer.eos_token_id)
     # The next request gets a new one, which is as good as the first.
-    assert "{" in Walk(plain, wanted).names()
+    assert "[" in Walk(plain, wanted).names()
 
 
 def test_a_token_that_was_not_allowed_is_an_error(plain: Grammars) -> None:

@@ -34,6 +34,7 @@ class Chain:
     def __init__(self) -> None:
         self.said: list[int] = []
         self.error: str | None = None
+        self.param = ""
 
     def advance(self, token: int) -> None:
         self.said.append(token)

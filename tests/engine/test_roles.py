@@ -74,3 +74,13 @@ def test_mapping_is_refused_by_a_model_with_a_template(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="has a chat template") as refusal:
         prompts.encode(Generation(Chat([USER], role_mapping={"user": "Q: "}), 5))
     assert refusal.value.param == "role_mapping"
+
+
+def test_what_there_is_not_is_said_in_a_sentence(tokenizer: Any) -> None:
+    with pytest.raises(InvalidRequest, match=r"without one there is no role 'tool'$"):
+        chat(tokenizer, {"role": "tool", "content": "rain"})
+    with pytest.raises(InvalidRequest, match=r"without one there are no calls$"):
+        chat(tokenizer, {"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]})
+    with pytest.raises(InvalidRequest) as refusal:
+        chat(tokenizer, USER, **{"x" * 100_000: "Q: "})
+    assert len(refusal.value.message) < 300

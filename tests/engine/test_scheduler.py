@@ -15,6 +15,7 @@ from mlx_roster.engine.scheduler import OVERTAKES, Plan, Scheduler
 from mlx_roster.engine.sequences import Adapter, Cancel, Fetched, Rejection, Sequence, Token
 from mlx_roster.engine.slots import Slots
 from mlx_roster.engine.text import TextStream
+from mlx_roster.errors import InvalidRequest
 from mlx_roster.tensors import AdapterWeights
 
 
@@ -451,6 +452,7 @@ def test_one_request_of_many_lets_others_in_between() -> None:
 
 class Broken:
     error = "too complex"
+    param = "tools"
 
 
 def test_grammar_that_gives_up_ends_its_sequence_unless_that_is_complete() -> None:
@@ -461,6 +463,9 @@ def test_grammar_that_gives_up_ends_its_sequence_unless_that_is_complete() -> No
         it.schedule()
         first, second = it.fold([Token(1, 0, finish), Token(2, 0)])
         assert isinstance(first, said)
+        if isinstance(first, Rejection):
+            assert isinstance(first.error, InvalidRequest)
+            assert (first.error.message, first.error.param) == ("too complex", "tools")
         assert second == Delta(2, "a")
         assert it.schedule().drop == ([] if finish == "length" else [1])
 

@@ -74,10 +74,14 @@ def test_a_schema_that_cannot_be_enforced_is_refused_before_anything_is_said(eng
 
 def test_a_grammar_that_becomes_too_complex_ends_its_sequence_only(engine: Driven) -> None:
     many = {"type": "object", "properties": {f"p{n}": {} for n in range(600)}, "minProperties": 0}
-    spoilt = engine.ask(formatted({"type": "array", "items": many, "minItems": 1}))
+    spoilt = engine.ask(formatted({"type": "array", "prefixItems": [{"const": "a" * 100}, many], "minItems": 2}))
     other = engine.ask(formatted())
     engine.until_ended(spoilt, other)
-    assert spoilt in engine.said.errors
+    # It is the schema that is at fault.
+    error = engine.said.errors[spoilt]
+    assert isinstance(error, InvalidRequest)
+    assert error.param == "response_format"
+    assert "too complex" in error.message
     kept(engine.said.text(other))
 
 

@@ -141,7 +141,20 @@ def test_variables_of_the_request_go_over_those_of_the_roster(folder: Path, tell
 
 
 @pytest.mark.parametrize(
-    "name", ["tools", "messages", "conversation", "tokenize", "chat_template", "add_generation_prompt", "return_dict"]
+    "name",
+    [
+        "tools",
+        "messages",
+        "conversation",
+        "tokenize",
+        "chat_template",
+        "add_generation_prompt",
+        "return_dict",
+        "self",
+        "namespace",
+        "range",
+        "raise_exception",
+    ],
 )
 def test_names_that_would_not_reach_the_template_are_refused(telling: Rendered, name: str) -> None:
     with pytest.raises(InvalidRequest, match=name) as refusal:

@@ -339,6 +339,42 @@ def test_forced_calls_in_tags_are_read_like_others() -> None:
     assert (said.calls, said.content) == ([("now", "{}")], "")
 
 
+TAGGED = '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
+
+
+@pytest.mark.parametrize("special", [False, True])
+@pytest.mark.parametrize(
+    ("text", "content"),
+    [
+        (f"<think>hm</think> \n{TAGGED}", ""),
+        (f" {TAGGED} \n {TAGGED}\n ", ""),
+        (f"\n <think>hm</think>\n\n \n{TAGGED}", ""),
+        (f" Look: \n{TAGGED}\n", " Look: \n"),
+        (f"{TAGGED}\n So.", "\n So."),
+        # What is no call keeps what comes before it, but for the newlines after the reasoning.
+        (f"{TAGGED}\n <tool_call>{{</tool_call>", "\n <tool_call>{</tool_call>"),
+        ("<think>hm</think>\n <tool_call>{</tool_call>", " <tool_call>{</tool_call>"),
+    ],
+)
+def test_blanks_beside_calls_alone_are_no_content(text: str, content: str, special: bool) -> None:
+    spoken = Speech(text, (*THINK, "<tool_call>", "</tool_call>"), special=special, cuts=EVERY, **JSON)
+    said = spoken.said(spoken.voice(TOOLS))
+    assert said.content == content
+    assert len(said.calls) == text.count(TAGGED)
+
+
+@pytest.mark.parametrize("special", [False, True])
+@pytest.mark.parametrize("thought", ["", "<think>hm</think>\n"])
+def test_forced_calls_that_are_cut_off_anywhere_are_no_content(thought: str, special: bool) -> None:
+    text = f"{thought} {TAGGED}\n{TAGGED}"
+    names = (*THINK, "<tool_call>", "</tool_call>")
+    for end in range(len(thought), len(text)):
+        spoken = Speech(text[:end], names, special=special, cuts=EVERY, **JSON)
+        said = spoken.said(spoken.voice(FORCED), ended=False)
+        assert (said.content, said.reasoning) == ("", "hm" if thought else "")
+    assert len(said.calls) == 2
+
+
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),

@@ -66,6 +66,8 @@ def test_draft_models_are_those_of_the_model(server: Running, client: httpx2.Cli
     assert asked(server, client, model="atlas", draft_model="tiny").draft == "tiny"
     response = client.post("/v1/completions", json={"model": "atlas", "prompt": "hi", "draft_model": "large"})
     assert "'small', 'tiny'" in assert_error(response, 400, "invalid_request", "draft_model")
+    response = client.post("/v1/completions", json={"model": "atlas", "prompt": "hi", "draft_model": "é" * 100_000})
+    assert len(assert_error(response, 400, "invalid_request", "draft_model")) < 300
 
 
 @pytest.mark.parametrize(

@@ -300,3 +300,17 @@ def test_invalid_json_is_placed(shared: httpx2.Client) -> None:
     assert assert_error(response, 400, "invalid_json").endswith("trailing comma in object (line 3, column 1)")
     response = shared.post("/v1/completions", content=b'{"a": 1', headers=JSON)
     assert assert_error(response, 400, "invalid_json").endswith("it ends too early, after 7 bytes")
+
+
+@pytest.mark.parametrize(
+    ("raw", "column"), [(b'{"a": "\\ud800"}', 14), (b'{"a": "\\\\\\ud800x"}', 16), (b'{"a": "\\ud800", "b": "c"}', 14)]
+)
+def test_half_a_surrogate_pair_is_placed(shared: httpx2.Client, raw: bytes, column: int) -> None:
+    response = shared.post("/v1/completions", content=raw, headers=JSON)
+    message = assert_error(response, 400, "invalid_json")
+    assert message.endswith(f"unexpected end of escaped utf-16 surrogate pair (line 1, column {column})")
+
+
+def test_words_of_a_body_that_breaks_off_are_no_surrogates(shared: httpx2.Client) -> None:
+    response = shared.post("/v1/completions", content=b'{"a": "\\\\ud800"', headers=JSON)
+    assert assert_error(response, 400, "invalid_json").endswith("it ends too early, after 15 bytes")

@@ -6,8 +6,9 @@ import math
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
-from mlx_roster.core import Sampling, Text, Tokens
+from mlx_roster.core import Sampling, Text, Tokens, Tools
 from mlx_roster.errors import InvalidRequest, UnsupportedContent, UnsupportedParameter
 from mlx_roster.server.openai.fields import INERT, REFUSED
 from mlx_roster.server.openai.parse import parse
@@ -124,6 +125,42 @@ def test_what_goes_to_a_template_has_a_bottom() -> None:
             chat(messages=[message])
 
 
+@pytest.mark.parametrize("arguments", [5, True, ["x"]])
+def test_wrong_arguments_are_refused_by_their_path(arguments: Any) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        chat(messages=[{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}])
+    assert caught.value.param == "messages[0].tool_calls[0].function.arguments"
+    assert caught.value.message == f"{caught.value.param} must be an object, or one as a string"
+
+
+def test_null_in_a_call_is_the_same_as_leaving_it_out() -> None:
+    call = {"function": {"name": "f"}}
+    nulls = {"id": None, "type": None, "function": {"name": "f", "arguments": None}}
+    told = template({"role": "assistant", "tool_calls": [nulls]})
+    assert told == template({"role": "assistant", "tool_calls": [call]})
+    assert told[0]["tool_calls"] == [{"type": "function", "function": {"name": "f", "arguments": ""}}]
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    choice = {"type": None, "function": {"name": "f"}}
+    assert chat(tools=tools, tool_choice=choice)[0].tools_offered == Tools(tuple(tools), "named", "f")
+
+
+@pytest.mark.parametrize("schema", [ChatRequest, TextRequest])
+def test_no_form_of_a_union_has_a_name_of_its_own_in_a_path(schema: type[BaseModel]) -> None:
+    """Forms are told apart by tags in angle brackets: those of a plain union would be named in errors."""
+
+    def kinds(node: object) -> set[str]:
+        match node:
+            case dict():
+                return {str(node.get("type"))}.union(*map(kinds, node.values()))
+            case list() | tuple():
+                return set().union(*map(kinds, node))
+        return set()
+
+    found = kinds(schema.__pydantic_core_schema__)
+    assert "tagged-union" in found
+    assert "union" not in found
+
+
 @pytest.mark.parametrize("kind", ["image_url", "input_audio", "file", "video"])
 def test_parts_that_are_not_text_are_unsupported_content(kind: str) -> None:
     parts = [{"type": "text", "text": "what is this?"}, {"type": kind, kind: {"url": "http://example.org/"}}]
@@ -203,6 +240,23 @@ def test_stream_options_need_a_stream() -> None:
     with pytest.raises(InvalidRequest) as caught:
         chat(stream_options={"include_usages": True}, stream=True)
     assert caught.value.param == "stream_options.include_usages"
+    with pytest.raises(InvalidRequest) as caught:
+        chat(stream_options={"include_usage": 1}, stream=True)
+    assert caught.value.param == "stream_options.include_usage"
+
+
+def test_unknown_stream_options_are_named() -> None:
+    options = {"include_usage": True, "include_obfuscation": False, "continuous_usage_stats": True, "zz": None}
+    body = {"messages": [USER], "stream": True, "mirostat": 2, "stream_options": options}
+    request, unknown = parse(ChatRequest, body, strict_fields=False, n_limit=8)
+    assert request.include_usage
+    assert unknown == ["mirostat", "stream_options.include_obfuscation", "stream_options.continuous_usage_stats"]
+    del body["mirostat"]
+    with pytest.raises(InvalidRequest, match=r"stream_options\.include_obfuscation") as caught:
+        parse(ChatRequest, body, strict_fields=True, n_limit=8)
+    assert caught.value.param == "stream_options.include_obfuscation"
+    with pytest.raises(InvalidRequest, match="more than 32 unknown fields"):
+        chat(stream=True, stream_options={f"zz{number}": 1 for number in range(10_000)})
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mlx_roster.core import Capabilities, Generation
 from mlx_roster.errors import InvalidRequest
+from mlx_roster.server.openai.fields import shown
 
 
 def check_draft(generation: Generation, capabilities: Capabilities) -> None:
@@ -12,4 +13,4 @@ def check_draft(generation: Generation, capabilities: Capabilities) -> None:
         return
     listed = ", ".join(map(repr, capabilities.drafts))
     there = f"there are {listed}" if listed else "it has none"
-    raise InvalidRequest(f"this model has no draft model {generation.draft!r}: {there}", param="draft_model")
+    raise InvalidRequest(f"this model has no draft model {shown([generation.draft])!r}: {there}", param="draft_model")

@@ -46,10 +46,29 @@ def sift(body: Mapping[str, Any], served: Collection[str], known: Collection[str
             raise InvalidRequest(f"{name} is not a field of this route", param=name)
         else:
             _refuse_near_miss(name, {*served, *REFUSED, *INERT})
-            unknown.append(name)
-            if len(unknown) > _MAX_UNKNOWN:
-                raise InvalidRequest(f"more than {_MAX_UNKNOWN} unknown fields, such as {shown(unknown[:3])}")
+            _note(name, unknown)
     return kept, unknown
+
+
+def sift_inner(field: str, inner: Mapping[str, Any], served: Collection[str]) -> tuple[dict[str, Any], list[str]]:
+    """The same of a field that is an object of fields, all of which may be left out. Names are `field.name`."""
+    kept: dict[str, Any] = {}
+    unknown: list[str] = []
+    for name, value in inner.items():
+        if value is None:
+            continue
+        if name in served:
+            kept[name] = value
+        else:
+            _refuse_near_miss(name, served, f"{field}.")
+            _note(f"{field}.{name}", unknown)
+    return kept, unknown
+
+
+def _note(name: str, unknown: list[str]) -> None:
+    unknown.append(name)
+    if len(unknown) > _MAX_UNKNOWN:
+        raise InvalidRequest(f"more than {_MAX_UNKNOWN} unknown fields, such as {shown(unknown[:3])}")
 
 
 def shown(names: Collection[str]) -> str:
@@ -57,7 +76,8 @@ def shown(names: Collection[str]) -> str:
     return ",".join(quote(name[:64])[:96] for name in names)
 
 
-def _refuse_near_miss(name: str, known: Collection[str]) -> None:
+def _refuse_near_miss(name: str, known: Collection[str], within: str = "") -> None:
     close = difflib.get_close_matches(name[:64].lower(), known, n=1, cutoff=_RESEMBLES)
     if close:
-        raise InvalidRequest(f"{shown([name])} is not a known field; did you mean {close[0]}?", param=shown([name]))
+        path = f"{within}{shown([name])}"
+        raise InvalidRequest(f"{path} is not a known field; did you mean {close[0]}?", param=path)

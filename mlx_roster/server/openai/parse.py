@@ -9,10 +9,14 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from mlx_roster.errors import InvalidRequest, UnsupportedContent
-from mlx_roster.server.openai.fields import shown, sift
+from mlx_roster.server.openai.fields import shown, sift, sift_inner
 from mlx_roster.server.openai.schema import ChatRequest, GenerationRequest, TextRequest
+from mlx_roster.server.openai.schema.generation import StreamOptions
 
 R = TypeVar("R", bound=GenerationRequest)
+
+#: The one field that is an object of fields without which the answer would be the same.
+_OPTIONS = "stream_options"
 
 _KNOWN = frozenset(ChatRequest.model_fields) | frozenset(TextRequest.model_fields)
 
@@ -23,6 +27,9 @@ def parse(schema: type[R], body: dict[str, Any], *, strict_fields: bool, n_limit
     Raises InvalidRequest, UnsupportedParameter or UnsupportedContent, each with the field's path as `param`.
     """
     kept, unknown = sift(body, schema.model_fields, _KNOWN)
+    if isinstance(options := kept.get(_OPTIONS), dict):
+        kept[_OPTIONS], others = sift_inner(_OPTIONS, options, StreamOptions.model_fields)
+        unknown += others
     if unknown and strict_fields:
         raise InvalidRequest(f"unknown fields: {shown(unknown)}", param=shown(unknown[:1]))
     try:

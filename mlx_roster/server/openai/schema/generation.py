@@ -145,8 +145,5 @@ class GenerationRequest(SamplingRequest):
         )
         return [
             generation,
-            *(
-                msgspec.structs.replace(generation, prompt=prompt, rank=number * self.choices)
-                for number, prompt in enumerate(others, 1)
-            ),
+            *(msgspec.structs.replace(generation, prompt=prompt, rank=rank) for rank, prompt in enumerate(others, 1)),
         ]

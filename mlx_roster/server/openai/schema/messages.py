@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import AfterValidator, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from mlx_roster.server.openai.schema.values import Strict, check_plain, text_or_list
@@ -35,13 +35,27 @@ class Part(Strict):
         return value
 
 
+def _text_or_object(value: object) -> str | None:
+    return "<text>" if isinstance(value, str) else "<object>" if isinstance(value, dict) else None
+
+
+Arguments = Annotated[
+    Annotated[str, Tag("<text>")] | Annotated[dict[str, Any], Tag("<object>")],
+    Discriminator(
+        _text_or_object,
+        custom_error_type="call_arguments_type",
+        custom_error_message="must be an object, or one as a string",
+    ),
+]
+
+
 class CalledFunction(Strict):
     """What was called, and with what."""
 
     model_config = ConfigDict(extra="allow")
 
     name: str
-    arguments: str | dict[str, Any] = ""
+    arguments: Annotated[Arguments | None, AfterValidator(lambda value: "" if value is None else value)] = ""
 
 
 class ToolCall(Strict):
@@ -50,7 +64,7 @@ class ToolCall(Strict):
     model_config = ConfigDict(extra="allow")
 
     id: str | None = None
-    type: Literal["function"] = "function"
+    type: Annotated[Literal["function"] | None, AfterValidator(lambda value: value or "function")] = "function"
     function: CalledFunction
 
 

@@ -84,7 +84,7 @@ class SamplingRequest(Strict):
         default=None, description="The same seed gives the same tokens, whatever else is computed at the time."
     )
     min_tokens: CountOrZero | None = Field(
-        default=None, description="No end-of-sequence token before so many tokens were generated."
+        default=None, description="No end-of-sequence token, and no stop string, in so many tokens."
     )
     ignore_eos: bool | None = Field(default=None, description="Go on past end-of-sequence tokens.")
 

@@ -80,7 +80,7 @@ class NamedTool(Strict):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"type": "function", "function": {"name": "weather"}}]})
 
-    type: Literal["function"] = "function"
+    type: Literal["function"] | None = "function"
     function: NamedFunction
 
 
