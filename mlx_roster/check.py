@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mlx_roster.config import MemorySettings, ModelEntry, Roster
+from mlx_roster.config import ModelEntry, Roster
 from mlx_roster.config.machine import budget_bytes, check_budget, physical_memory, recommended_working_set
 from mlx_roster.config.units import format_bytes
 from mlx_roster.errors import ConfigError, LoadFailed
@@ -80,14 +80,14 @@ class Report:
 
 
 class _NotHere(Exception):
-    """Nothing is wrong with the model, and nothing can be said of it yet."""
+    """Says what is missing: nothing is wrong with the model, and nothing can be said of it yet."""
 
 
 def check(roster: Roster) -> Report:
     """Measure every model of `roster` whose files are on this machine."""
     working_set = recommended_working_set()
     budget = budget_bytes(roster.memory, working_set)
-    models = tuple(_cost(name, entry, roster.memory, budget, roster.base) for name, entry in roster.models.items())
+    models = tuple(_cost(name, entry, roster, budget) for name, entry in roster.models.items())
     return Report(budget, working_set, models, tuple(_start_problems(roster, models, budget)))
 
 
@@ -106,14 +106,15 @@ def _start_problems(roster: Roster, models: Iterable[ModelCost], budget: int) ->
         yield problem
 
 
-def _cost(name: str, entry: ModelEntry, memory: MemorySettings, budget: int, base: Path) -> ModelCost:
+def _cost(name: str, entry: ModelEntry, roster: Roster, budget: int) -> ModelCost:
     sides, problems = _adapters(entry)
-    source = entry.source if isinstance(entry.source, str) else _shown(entry.source, base)
+    source = entry.source if isinstance(entry.source, str) else _shown(entry.source, roster.base)
     try:
         folder = _folder(entry)
-        found = estimate_with(folder, entry, memory.headroom, sides, _drafts(entry))
-    except _NotHere as remark:
-        return ModelCost(name, source, problems=problems, remark=str(remark))
+        found = estimate_with(folder, entry, roster.memory.headroom, sides, _drafts(entry))
+    except _NotHere as missing:
+        later = ", and the roster says offline" if roster.offline else "; the first request for it will"
+        return ModelCost(name, source, problems=problems, remark=f"{missing}{later}")
     except LoadFailed as error:
         return ModelCost(name, source, problems=(error.message, *problems))
     fits = found.total <= budget
@@ -126,7 +127,7 @@ def _folder(entry: ModelEntry) -> Path:
         return entry.source
     folder = cached(entry.source, entry.revision)
     if folder is None:
-        raise _NotHere("not downloaded yet; the first request for it will")
+        raise _NotHere("not downloaded yet")
     return folder
 
 
@@ -134,7 +135,7 @@ def _drafts(entry: ModelEntry) -> list[Path]:
     found = []
     for draft, folder in zip(entry.draft, draft_folders(entry), strict=True):
         if folder is None:
-            raise _NotHere(f"its draft {draft.name} is not downloaded yet; the first request for it will")
+            raise _NotHere(f"its draft {draft.name} is not downloaded yet")
         try:
             check_folder(folder)
         except LoadFailed as error:

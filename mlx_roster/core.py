@@ -146,13 +146,16 @@ class Generation(msgspec.Struct, frozen=True):
 class Usage(msgspec.Struct, frozen=True, array_like=True):
     """Token counts of one finished sequence. `completion` includes the end-of-sequence token.
 
-    Of the completion, `reasoning` tokens came before the answer.
+    Of the completion, `reasoning` tokens came before the answer. Of those that a draft model had drafted, so many were
+    `accepted`, and so many `rejected`.
     """
 
     prompt: int
     completion: int
     cached: int = 0
     reasoning: int = 0
+    accepted: int = 0
+    rejected: int = 0
 
 
 class Alternative(msgspec.Struct, frozen=True, array_like=True):

@@ -137,6 +137,15 @@ def test_models_that_are_not_here(base: Path) -> None:
     ]
 
 
+def test_models_that_are_not_here_and_will_not_come(base: Path) -> None:
+    models = "{a: {source: org/name}, b: {source: ./small, draft: {model: org/far}}}"
+    found = check(parse(f"offline: true\nmodels: {models}", name="roster.yaml", base=base)).models
+    assert [model.remark for model in found] == [
+        "not downloaded yet, and the roster says offline",
+        "its draft org/far is not downloaded yet, and the roster says offline",
+    ]
+
+
 def test_no_model_is_here(base: Path) -> None:
     report = check(roster(base, "{a: {source: org/name}}"))
     assert report.exit_code == 0

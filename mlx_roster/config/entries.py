@@ -14,7 +14,7 @@ from mlx_roster.config.drafts import Drafts
 from mlx_roster.config.names import Name
 from mlx_roster.config.paths import absolute, base_of, is_repo_id, names_folder, text_of
 from mlx_roster.config.settings import Settings
-from mlx_roster.config.templates import ChatTemplateFile
+from mlx_roster.config.templates import RESERVED, ChatTemplateFile
 from mlx_roster.config.values import Lifetime, SizeOrNone
 
 
@@ -133,6 +133,8 @@ class ModelEntry(Settings):
     @field_validator("chat_template_args")
     @classmethod
     def _can_be_told(cls, args: Mapping[str, Any]) -> Mapping[str, Any]:
+        if taken := RESERVED.intersection(args):
+            raise ValueError(f'has "{min(taken)}", which is not for a template to be given')
         try:
             msgpack.encode(args)  # as it goes to a worker
         except OverflowError as error:

@@ -14,6 +14,39 @@ from mlx_roster.config.paths import absolute, base_of, text_of
 LARGEST = 2**20
 
 
+#: Names that mean something to what renders a template, and are no variables of it: tests/engine holds them to that.
+RESERVED = frozenset(
+    {
+        "add_generation_prompt",
+        "chat_template",
+        "continue_final_message",
+        "conversation",
+        "conversations",
+        "cycler",
+        "dict",
+        "documents",
+        "joiner",
+        "lipsum",
+        "max_length",
+        "messages",
+        "namespace",
+        "padding",
+        "raise_exception",
+        "range",
+        "return_assistant_tokens_mask",
+        "return_dict",
+        "return_tensors",
+        "sanitize_control_tokens",
+        "self",
+        "strftime_now",
+        "tokenize",
+        "tokenizer_kwargs",
+        "tools",
+        "truncation",
+    }
+)
+
+
 @dataclass(frozen=True, slots=True)
 class ChatTemplate:
     """A Jinja file, and what was in it when the roster was read."""

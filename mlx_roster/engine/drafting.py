@@ -142,7 +142,10 @@ class DraftedBatch(Batch):
             said = alone.speculation.step()
         if said and said[-1][1] is not None:
             self._end(alone)
-        return [Token(alone.admission.sequence, token, finish) for token, finish in said]
+        tokens = [Token(alone.admission.sequence, token, finish) for token, finish in said]
+        if tokens:
+            tokens[0] = tokens[0]._replace(accepted=alone.speculation.accepted, rejected=alone.speculation.rejected)
+        return tokens
 
     def _end(self, alone: _Alone) -> None:
         """It is over: what was computed is there for the next."""

@@ -16,6 +16,9 @@ from mlx_roster.engine.rows import Row
 #: What a logit of -inf is taken for where grammar allows nothing else.
 LOWEST = -1e30
 
+#: Tokens that most penalties look at, at most: with a few hundred, width is nothing against a vocabulary.
+FAR = 256
+
 #: The share of edited rows up to which it is cheaper to draw twice for them than to copy the logits of all.
 MOST_FEW = 0.25
 
@@ -27,7 +30,7 @@ class Edits:
     group: Group
     rows: list[Row]
     bias: tuple[mx.array, mx.array] | None
-    penalties: Penalties | None
+    penalties: list[tuple[Group, Penalties]]
     shortest: bool
     gated: Group | None
 
@@ -66,8 +69,9 @@ class Edits:
         if self.bias is not None:
             ids, added = self.bias
             values = values.at[mx.arange(len(self.rows))[:, None], ids].add(added)
-        if self.penalties is not None:
-            values = self.penalties(values, self.group.take(inputs))
+        newest = self.group.take(inputs) if self.penalties else inputs
+        for group, penalties in self.penalties:
+            values = group.put(values, penalties(group.take(values), group.take(newest)))
         if self.shortest:
             values = self._lengthen(values, drawn, stops)
         if self.gated is not None:
@@ -123,11 +127,16 @@ def _bias(asked: Sequence[dict[int, float]]) -> tuple[mx.array, mx.array] | None
     return mx.array(ids), mx.array(added)
 
 
-def _penalties(rows: Sequence[Row]) -> Penalties | None:
-    sizes = [looks(row.sampling) for row in rows]
-    if not any(sizes):
-        return None
-    window = Window([row.last() for row in rows], sizes)
-    for index, row in enumerate(rows):
-        row.window = (window, index)
-    return Penalties.of([row.sampling for row in rows], window)
+def _penalties(rows: Sequence[Row]) -> list[tuple[Group, Penalties]]:
+    """Each with its rows: all windows of one Penalties are as wide as the widest, so those who look far are apart."""
+    looked = [looks(row.sampling) for row in rows]
+    made = []
+    for group in (Group.where([look <= FAR for look in looked]), Group.where([look > FAR for look in looked])):
+        if group is None or not any(looked[index] for index in group.members):
+            continue
+        own = [rows[index] for index in group.members]
+        window = Window([row.last() for row in own], [looked[index] for index in group.members])
+        for index, row in enumerate(own):
+            row.window = (window, index)
+        made.append((group, Penalties.of([row.sampling for row in own], window)))
+    return made

@@ -111,7 +111,12 @@ class Prompts:
         if not chat.messages:
             raise InvalidRequest("there are no messages", param="messages")
         if tools is not None and not (self.chat and self._template.takes_tools):
-            raise UnsupportedParameter("this model's chat template has no tools", param="tools")
+            what = (
+                "chat template has no tools"
+                if self.chat
+                else "prompts are written without a template, and so without tools"
+            )
+            raise UnsupportedParameter(f"this model's {what}", param="tools")
         if not self.chat:
             return self._written(chat), ()
         if chat.role_mapping:

@@ -198,6 +198,8 @@ class Scheduler:
 
     def _said(self, sequence: Sequence, token: Token) -> Delta:
         voice, text = sequence.voice, ""
+        sequence.accepted += token.accepted
+        sequence.rejected += token.rejected
         if token.id is not None:
             sequence.completion += 1
             # An end-of-sequence token is counted, never shown.
@@ -215,7 +217,14 @@ class Scheduler:
             self._leave(sequence.id)
         else:
             self._release(self._running.pop(sequence.id))
-        usage = Usage(len(sequence.prompt), sequence.completion, sequence.cached, voice.reasoning)
+        usage = Usage(
+            prompt=len(sequence.prompt),
+            completion=sequence.completion,
+            cached=sequence.cached,
+            reasoning=voice.reasoning,
+            accepted=sequence.accepted,
+            rejected=sequence.rejected,
+        )
         return Delta(sequence.id, text, _reason(sequence, token), usage, aside)
 
     def _aside(self, sequence: Sequence, token: Token) -> Aside | None:

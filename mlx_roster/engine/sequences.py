@@ -20,7 +20,8 @@ class Token(NamedTuple):
     """What a step has for one sequence: mostly a token.
 
     `finish` is "stop" for an end-of-sequence token, "length" for the last one allowed. `id` is None where there is no
-    token: while a prompt is being scored, of whose next tokens the scores are `prompt`.
+    token: while a prompt is being scored, of whose next tokens the scores are `prompt`. Of the tokens that were drafted
+    for its step, so many were `accepted`, and so many `rejected`.
     """
 
     sequence: int
@@ -28,6 +29,8 @@ class Token(NamedTuple):
     finish: FinishReason | None = None
     score: Score | None = None
     prompt: Several[Score] = ()
+    accepted: int = 0
+    rejected: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +107,8 @@ class Sequence:
     slot: int = 0
     cached: int = 0
     scored: int = 0
+    accepted: int = 0
+    rejected: int = 0
     completion: int = 0
     overtaken: int = 0
     fetching: bool = False

@@ -83,6 +83,8 @@ class Speculation:
         self._row = course.row
         self._drawn = course.row.draws
         self._left = course.left
+        #: Of the tokens drafted in the last step, how many were what the model itself drew.
+        self.accepted = self.rejected = 0
         self._rows = Rows([replace(course.row)])
         self._large = _Side(self._computed, course.prefix)
         self._small = _Side(self._guessed, prefix)
@@ -126,7 +128,10 @@ class Speculation:
         logits = self._large(mx.concatenate([behind, *guesses]))[-count - 1 :]
         drawn = self._draw(logits, self._drawn)
         both: Any = mx.concatenate([*guesses, drawn.astype(mx.uint32)]).tolist()
-        said = self._said(_agreed(both[:count], both[count:]))
+        agreed = _agreed(both[:count], both[count:])
+        said = self._said(agreed)
+        self.accepted = min(len(agreed) - 1, len(said))
+        self.rejected = count - self.accepted
         self._large.cut(length + len(said) - 1)
         self._small.cut(length + len(said) - 1)
         return said

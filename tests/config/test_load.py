@@ -50,7 +50,7 @@ models:
     prompt_cache: {entries: 5, budget: 2MiB}
     kv: {bits: 4, group_size: 32}
     max_adapters: 2
-    chat_template_args: {enable_thinking: false, tools: [a, {b: 1.5}], none: }
+    chat_template_args: {enable_thinking: false, words: [a, {b: 1.5}], none: }
     defaults: {temperature: 0, top_p: 0.9, top_k: 40, min_p: 0.05}
     generation_config: false
     adapters:
@@ -95,7 +95,7 @@ def test_everything_that_can_be_said() -> None:
         prompt_cache=PromptCacheSettings(entries=5, budget=2 * 2**20),
         kv=KvSettings(bits=4, group_size=32),
         max_adapters=2,
-        chat_template_args={"enable_thinking": False, "tools": ["a", {"b": 1.5}], "none": None},
+        chat_template_args={"enable_thinking": False, "words": ["a", {"b": 1.5}], "none": None},
         defaults=Defaults(temperature=0, top_p=0.9, top_k=40, min_p=0.05),
         generation_config=False,
         adapters={

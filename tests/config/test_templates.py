@@ -79,6 +79,9 @@ def test_variables_for_it_are_any_mapping() -> None:
     assert problems(with_model("chat_template_args: [a]")) == [
         "roster.yaml:4: models.atlas.chat_template_args: should be a mapping"
     ]
+    assert problems(with_model("chat_template_args: {messages: 1}")) == [
+        'roster.yaml:4: models.atlas.chat_template_args: has "messages", which is not for a template to be given'
+    ]
     assert problems(with_model(f"chat_template_args: {{a: [{2**64}]}}")) == [
         "roster.yaml:4: models.atlas.chat_template_args: has a number that is too large"
     ]

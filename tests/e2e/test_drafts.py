@@ -71,6 +71,27 @@ def test_answers_are_those_without(client: openai.OpenAI, fields: dict[str, Any]
         assert answer(client, "drafted", place, more, **fields) == answer(client, "atlas", place, **fields)
 
 
+def drafted(client: openai.OpenAI, more: dict[str, Any], model: str = "drafted") -> tuple[int, int] | None:
+    reply = client.chat.completions.create(model=model, messages=asked("Peru"), temperature=0, extra_body=more)
+    assert reply.usage is not None
+    details = reply.usage.completion_tokens_details
+    assert details is not None
+    if details.accepted_prediction_tokens is None or details.rejected_prediction_tokens is None:
+        return None
+    return details.accepted_prediction_tokens, details.rejected_prediction_tokens
+
+
+def test_usage_says_how_often_a_draft_was_right(client: openai.OpenAI) -> None:
+    right, wild = drafted(client, {"draft_model": "atlas"}), drafted(client, {"draft_model": "wild"})
+    assert right is not None
+    assert wild is not None
+    assert right[0] > 5
+    assert right[0] > right[1]
+    assert wild[0] < wild[1]
+    assert drafted(client, {"num_draft_tokens": 0}) is None
+    assert drafted(client, {}, model="atlas") is None
+
+
 def test_streams_are_those_without(client: openai.OpenAI) -> None:
     said = []
     for model in ("atlas", "drafted"):

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
+from mlx_roster.config import templates as roster
 from mlx_roster.core import Chat, Generation, Tools
+from mlx_roster.engine import templates
 from mlx_roster.engine.prompts import Prompts
 from mlx_roster.errors import InvalidRequest, UnsupportedParameter
 from tests.engine import tiny
@@ -218,3 +220,8 @@ def test_marks_take_tools_and_variables_into_account(folder: Path) -> None:
     for _ in range(2):
         assert not any("weather" in mark for mark in marked(None))
         assert all("weather" in mark for mark in marked(TOOLS))
+
+
+def test_rosters_refuse_the_names_that_requests_may_not_use() -> None:
+    # The server process has no transformers to ask.
+    assert templates.RESERVED <= roster.RESERVED

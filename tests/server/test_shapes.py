@@ -142,10 +142,26 @@ def test_tool_calls_as_a_stream_says_them(server: Running, client: httpx2.Client
         {"content": "Let me "},
         {"content": "see."},
         {"tool_calls": [first]},
-        {"tool_calls": pieces},
+        *({"tool_calls": [piece]} for piece in pieces),
         {"tool_calls": [other]},
         {},
     ]
+
+
+def test_each_call_has_a_chunk_of_its_own_however_slowly_a_client_reads(server: Running, client: httpx2.Client) -> None:
+    # OpenAI's own client loses all but the first call of a chunk, and the last of one that ends the choice.
+    calls = [CallDelta(index, "{}", f"call_{index}", "look") for index in range(2)]
+    server.pieces = lambda _: [Delta(0, "So: ", "tool_calls", Usage(5, 4), Aside("Hm", calls))]
+    chunks = events(client.post("/v1/chat/completions", json={**CHAT, "stream": True}), ChatChunk)
+    choices = [chunk["choices"][0] for chunk in chunks]
+    assert [sorted(choice["delta"]) for choice in choices] == [
+        ["content", "role"],
+        ["content", "reasoning_content"],
+        ["tool_calls"],
+        ["tool_calls"],
+        [],
+    ]
+    assert [choice["finish_reason"] for choice in choices] == [None] * 4 + ["tool_calls"]
 
 
 def test_reasoning_comes_apart_from_the_answer(server: Running, client: httpx2.Client) -> None:

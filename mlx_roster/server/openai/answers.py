@@ -21,6 +21,14 @@ class PromptDetails(Answer):
 
 class CompletionDetails(Answer):
     reasoning_tokens: int = Field(ge=0, description="Of the completion, so many came before the answer.")
+    accepted_prediction_tokens: int | None = Field(
+        default=None,
+        ge=0,
+        description="Drafted tokens that the model said, too; only where any were drafted.",
+    )
+    rejected_prediction_tokens: int | None = Field(
+        default=None, ge=0, description="The drafted tokens that it would not."
+    )
 
 
 class TokenUsage(Answer):

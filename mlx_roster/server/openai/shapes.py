@@ -109,11 +109,18 @@ class Chunks:
             self.opening = b'%b%b,"logprobs":null,"finish_reason":null}%b' % (head, form.opening, end)
 
     def chunk(self, delta: Delta) -> bytes:
-        """One event, ready for the wire."""
+        """One event, or with calls several, ready for the wire."""
         # The end of a tool call is no content, not even an empty one.
         if delta.aside is None and (delta.text or delta.finish != "tool_calls"):
             return self._head + _encode(delta.text) + self._tails[delta.finish]
-        return self._rich(delta.text, delta.finish, delta.aside or NOTHING)
+        aside = delta.aside or NOTHING
+        if not aside.calls:
+            return self._rich(delta.text, delta.finish, aside)
+        # OpenAI's own client takes each call from a chunk of its own, and their end from one that has none.
+        rest = msgspec.structs.replace(aside, calls=[])
+        events = [self._rich(delta.text, None, rest)] if delta.text or rest != NOTHING else []
+        events += [self._rich("", None, Aside(calls=[call])) for call in aside.calls]
+        return b"".join(events if delta.finish is None else [*events, self._rich("", delta.finish, NOTHING)])
 
     def _rich(self, text: str, finish: FinishReason | None, aside: Aside) -> bytes:
         said = _encode(self._piece(text, aside))[1:-1]
@@ -132,5 +139,14 @@ def usage_of(usages: Sequence[Usage], n: int = 1) -> dict[str, Any]:
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
         "prompt_tokens_details": {"cached_tokens": sum(usage.cached for usage in prompts)},
-        "completion_tokens_details": {"reasoning_tokens": sum(usage.reasoning for usage in usages)},
+        "completion_tokens_details": _details(usages),
     }
+
+
+def _details(usages: Sequence[Usage]) -> dict[str, int]:
+    details = {"reasoning_tokens": sum(usage.reasoning for usage in usages)}
+    accepted, rejected = sum(usage.accepted for usage in usages), sum(usage.rejected for usage in usages)
+    if accepted or rejected:
+        # OpenAI's names, for predictions that a client sends: here a draft model makes them.
+        details |= {"accepted_prediction_tokens": accepted, "rejected_prediction_tokens": rejected}
+    return details
