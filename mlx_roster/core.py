@@ -317,8 +317,6 @@ class Capabilities(msgspec.Struct, frozen=True):
     vocabulary: int
     context: int | None
     adapters: bool
-    tools: bool = False
-    reasoning: bool = False
     template: tuple[str, ...] = ()
     generation: dict[str, float] = {}
     drafts: tuple[str, ...] = ()

@@ -22,6 +22,7 @@ from mlx_roster.engine.memory import Memory
 from mlx_roster.engine.prefixes import Prefix, Prefixes
 from mlx_roster.engine.preparing import Adapters, Preparer
 from mlx_roster.engine.prompts import Prompts
+from mlx_roster.engine.quantized import Quantization
 from mlx_roster.engine.routed import Routing
 from mlx_roster.engine.rows import Row
 from mlx_roster.engine.sampling import Sampler
@@ -63,28 +64,16 @@ class Engine:
         self._context = loaded.context
         self._inbox = Inbox()
         self._prefixes = Prefixes(limits.prompt_cache_entries, limits.prompt_cache_bytes)
-        tokenizer, stop_tokens = loaded.tokenizer, sorted(loaded.tokenizer.eos_token_ids)
         quantization = quantization_for(loaded.model, source)
-        # What XTC must not take: the ends of lines and of the answer would never come.
-        kept = {*stop_tokens, *tokenizer.encode("\n", add_special_tokens=False)}
-        self._batch = DraftedBatch(
-            loaded.model,
-            routing,
-            Sampler(routing, stop_tokens, sorted(kept)),
-            stop_tokens,
-            limits.max_concurrency,
-            self._prefixes,
-            partial(make_caches, loaded.model, quantization),
-            loaded.vocabulary,
-        )
+        self._batch = self._made_batch(loaded, routing, limits, quantization)
         self._drafts = Drafts(loaded.drafts, self._batch.cuttable)
         size = cache_size(loaded.model, quantization)
         self._memory = Memory(source, size, self._prefixes, lambda: self._batch.nbytes)
-        spell = token_bytes(tokenizer)
+        spell = token_bytes(loaded.tokenizer)
         self._scheduler = Scheduler(limits.max_concurrency, source.max_adapters, self._memory.room, spell)
         self._bank = Bank(loaded.model, routing, source.max_adapters)
         self._prompts = Prompts(
-            tokenizer,
+            loaded.tokenizer,
             loaded.vocabulary,
             self._shortest(limits.max_context),
             marking=self._marking,
@@ -94,9 +83,9 @@ class Engine:
         self._adapters = Adapters(reader, self._bank.targets, self._scheduler.slots, source.max_adapters)
         self._preparer = Preparer(
             self._prompts,
-            Voices(tokenizer),
-            partial(prompt_text, tokenizer),
-            Grammars(tokenizer, loaded.vocabulary, stop_tokens),
+            Voices(loaded.tokenizer),
+            partial(prompt_text, loaded.tokenizer),
+            Grammars(loaded.tokenizer, loaded.vocabulary),
             self._adapters,
             self._inbox.put,
         )
@@ -104,8 +93,6 @@ class Engine:
             vocabulary=loaded.vocabulary,
             context=self._shortest(limits.max_context),
             adapters=bool(self._bank.targets) and source.max_adapters > 0,
-            tools=bool(tokenizer.has_tool_calling),
-            reasoning=bool(tokenizer.has_thinking),
             template=self._prompts.variables,
             generation=dict(loaded.generation),
             drafts=tuple(loaded.drafts),
@@ -116,6 +103,23 @@ class Engine:
         self._closed = False
         self._memory.hold()
         self._preparer.start()
+
+    def _made_batch(
+        self, loaded: Loaded, routing: Routing, limits: Limits, quantization: Quantization | None
+    ) -> DraftedBatch:
+        stop_tokens = sorted(loaded.tokenizer.eos_token_ids)
+        # What XTC must not take: the ends of lines and of the answer would never come.
+        kept = {*stop_tokens, *loaded.tokenizer.encode("\n", add_special_tokens=False)}
+        return DraftedBatch(
+            loaded.model,
+            routing,
+            Sampler(routing, stop_tokens, sorted(kept)),
+            stop_tokens,
+            limits.max_concurrency,
+            self._prefixes,
+            partial(make_caches, loaded.model, quantization),
+            loaded.vocabulary,
+        )
 
     def __repr__(self) -> str:
         return f"<Engine {self._name}: {self._scheduler}>"
