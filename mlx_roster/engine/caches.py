@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import mlx.core as mx
@@ -82,6 +82,22 @@ def cache_size(model: Module, quantization: Quantization | None = None) -> Cache
         else:
             fixed += cache.nbytes
     return CacheSize(per_token, windowed, window, fixed)
+
+
+def batchable(model: Module, make: Callable[[], list[Any]]) -> bool:
+    """Whether sequences of different lengths can be computed together, with the caches that `make` makes.
+
+    mlx-lm's gemma2, where heads share keys, cannot: its scores have a dimension that a batch's mask has not. That is an
+    error, or, with as many sequences as heads, an answer that is wrong. Steps are built, and never computed.
+    """
+    # No model has both numbers of heads.
+    for rows in (5, 7):
+        try:
+            caches = [each[0].merge(list(each)) for each in zip(*(make() for _ in range(rows)), strict=True)]
+            model(mx.zeros((rows, 2), dtype=mx.int32), cache=caches)
+        except _FOREIGN:
+            return False
+    return True
 
 
 def _after_one_token(model: Module, caches: list[Any]) -> list[Any]:

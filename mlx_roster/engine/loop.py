@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import mlx.core as mx
 
 from mlx_roster.core import Capabilities, Delta, Generation, Limits, Measured, ModelSource
 from mlx_roster.engine.batch import Admission, copied
-from mlx_roster.engine.caches import cache_size, make_caches, quantization_for
+from mlx_roster.engine.caches import batchable, cache_size, make_caches, quantization_for
 from mlx_roster.engine.drafting import DraftedBatch, Drafts
 from mlx_roster.engine.grammar import Grammars
 from mlx_roster.engine.inbox import Command, Inbox, Share, Stop
@@ -22,7 +23,6 @@ from mlx_roster.engine.memory import Memory
 from mlx_roster.engine.prefixes import Prefix, Prefixes
 from mlx_roster.engine.preparing import Adapters, Preparer
 from mlx_roster.engine.prompts import Prompts
-from mlx_roster.engine.quantized import Quantization
 from mlx_roster.engine.routed import Routing
 from mlx_roster.engine.rows import Row
 from mlx_roster.engine.sampling import Sampler
@@ -65,12 +65,16 @@ class Engine:
         self._inbox = Inbox()
         self._prefixes = Prefixes(limits.prompt_cache_entries, limits.prompt_cache_bytes)
         quantization = quantization_for(loaded.model, source)
-        self._batch = self._made_batch(loaded, routing, limits, quantization)
+        caches = partial(make_caches, loaded.model, quantization)
+        self._batchable = batchable(loaded.model, caches)
+        if not self._batchable:
+            logger.warning("%s is one of mlx-lm's models that take one sequence at a time: others wait", source.name)
+        self._batch = self._made_batch(loaded, routing, limits, caches)
         self._drafts = Drafts(loaded.drafts, self._batch.cuttable)
         size = cache_size(loaded.model, quantization)
         self._memory = Memory(source, size, self._prefixes, lambda: self._batch.nbytes)
         spell = token_bytes(loaded.tokenizer)
-        self._scheduler = Scheduler(limits.max_concurrency, source.max_adapters, self._memory.room, spell)
+        self._scheduler = Scheduler(self._together(limits), source.max_adapters, self._memory.room, spell)
         self._bank = Bank(loaded.model, routing, source.max_adapters)
         self._prompts = Prompts(
             loaded.tokenizer,
@@ -105,7 +109,7 @@ class Engine:
         self._preparer.start()
 
     def _made_batch(
-        self, loaded: Loaded, routing: Routing, limits: Limits, quantization: Quantization | None
+        self, loaded: Loaded, routing: Routing, limits: Limits, caches: Callable[[], list[Any]]
     ) -> DraftedBatch:
         stop_tokens = sorted(loaded.tokenizer.eos_token_ids)
         # What XTC must not take: the ends of lines and of the answer would never come.
@@ -115,9 +119,9 @@ class Engine:
             routing,
             Sampler(routing, stop_tokens, sorted(kept)),
             stop_tokens,
-            limits.max_concurrency,
+            self._together(limits),
             self._prefixes,
-            partial(make_caches, loaded.model, quantization),
+            caches,
             loaded.vocabulary,
         )
 
@@ -214,13 +218,17 @@ class Engine:
                 self._scheduler.apply(command)
 
     def _limit(self, limits: Limits) -> None:
-        self._scheduler.max_concurrency = limits.max_concurrency
+        self._scheduler.max_concurrency = self._together(limits)
         self._scheduler.slots.unpin()
-        self._batch.limit(limits.max_concurrency)
+        self._batch.limit(self._together(limits))
         self._prefixes.resize(limits.prompt_cache_entries, limits.prompt_cache_bytes)
         self._prompts.limit(self._shortest(limits.max_context), marking=self._marking)
         self._memory.limits = limits
         self._output.report(self.measured())
+
+    def _together(self, limits: Limits) -> int:
+        """How many sequences may run at a time."""
+        return limits.max_concurrency if self._batchable else 1
 
     def _shortest(self, max_context: int | None) -> int | None:
         """The context of the model, or this where it is shorter."""

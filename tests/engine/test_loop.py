@@ -16,7 +16,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import pytest
 
-from mlx_roster.core import AdapterSource, Capabilities, Chat, Generation, Measured, Sampling, Text, Tokens
+from mlx_roster.core import AdapterSource, Capabilities, Chat, Generation, Limits, Measured, Sampling, Text, Tokens
 from mlx_roster.engine.loop import Engine
 from mlx_roster.errors import AdapterIncompatible, ContextLengthExceeded, InvalidRequest, RosterError
 from mlx_roster.loaders.adapters import Adapters
@@ -483,3 +483,18 @@ def test_refusal_names_the_field(engine: Driven) -> None:
 def test_configs_of_the_tests_are_what_mlx_lm_writes(adapters: list[Path]) -> None:
     config = json.loads((adapters[0] / "adapter_config.json").read_text())
     assert set(config) == {"fine_tune_type", "num_layers", "lora_parameters"}
+
+
+@pytest.mark.parametrize("rows", [2, 3])
+def test_model_that_cannot_be_batched_takes_one_sequence_at_a_time(tmp_path: Path, rows: int) -> None:
+    # mlx-lm's gemma2 fails over three sequences of unequal length, and mistakes two for its heads.
+    model = tiny.write_model(tmp_path, "gemma2", head_dim=8, query_pre_attn_scalar=8, num_key_value_heads=2)
+    prompts = [tiny.words(seed, 5 + 7 * seed) for seed in range(rows)]
+    with tiny.driven(model) as engine:
+        numbers = [engine.ask(tiny.request(prompt, 8)) for prompt in prompts]
+        engine.until_ended(*numbers)
+        assert [engine.tokens[number] for number in numbers] == [tiny.solo(model, prompt, 8) for prompt in prompts]
+        engine.limit(Limits(max_concurrency=8))
+        others = [engine.ask(tiny.request(prompt, 8)) for prompt in prompts]
+        engine.until_ended(*others)
+        assert max(map(len, engine.said.frames)) == 1

@@ -95,8 +95,7 @@ def test_usage_is_exact(model: Path) -> None:
             return self.inner.make_cache()
 
         def __call__(self, inputs: mx.array, cache: Any) -> Any:
-            assert inputs.shape[0] == 1
-            self.fed += inputs.shape[1]
+            self.fed += inputs.size
             return self.inner(inputs, cache=cache)
 
     where = tiny.source(model)
