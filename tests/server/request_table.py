@@ -184,7 +184,7 @@ BOTH: dict[str, Row] = {
     ),
 }
 
-TOOL = {"type": "function", "function": {"name": "look", "description": "Look.", "parameters": SCHEMA, "strict": True}}
+TOOL = {"type": "function", "function": {"name": "look", "description": "Look.", "parameters": SCHEMA}}
 BARE = {"type": "function", "function": {"name": "run"}}
 TOOLS = {"tools": [TOOL, BARE]}
 

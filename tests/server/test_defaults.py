@@ -111,3 +111,23 @@ def test_where_nothing_may_be_ignored_it_is_refused(stream: bool) -> None:
         assert_error(client.post("/v1/chat/completions", json=bad), 400, "invalid_request", "chat_template_kwargs.mood")
         bad = {**good, "reasoning_effort": "low"}
         assert_error(client.post("/v1/chat/completions", json=bad), 400, "invalid_request", "reasoning_effort")
+
+
+@pytest.mark.parametrize(
+    ("strict", "choice", "ignored"),
+    [
+        (True, "auto", ["tools.function.strict"]),
+        (True, "required", []),
+        (True, "none", []),
+        (False, "auto", []),
+        (None, "auto", []),
+    ],
+)
+def test_strict_functions_that_nothing_enforces_are_named(
+    server: Running, client: httpx2.Client, strict: bool | None, choice: str, ignored: list[str]
+) -> None:
+    tools = [{"type": "function", "function": {"name": "look", "strict": strict}}]
+    body = {"model": "atlas", **CHAT, "tools": tools, "tool_choice": choice}
+    response = client.post("/v1/chat/completions", json=body)
+    assert response.is_success
+    assert response.headers.get_list("x-roster-ignored") == ignored

@@ -99,8 +99,13 @@ class ChatRequest(GenerationRequest):
 
     def unheard(self, capabilities: Capabilities) -> list[str]:
         # Without a template, or with one of which nothing is known, it is the worker that decides.
-        heard = {*capabilities.template, *_COMMON}
-        return [self._spoken(name) for name in self.variables if name not in heard] if capabilities.template else []
+        heard = {*capabilities.template, *_COMMON} if capabilities.template else self.variables.keys()
+        unheard = [self._spoken(name) for name in self.variables if name not in heard]
+        offer = self.tools_offered
+        # Only a call that has to be made is held to its function's schema.
+        if offer is not None and offer.choice == "auto" and any(tool.function.strict for tool in self.tools or ()):
+            unheard.append("tools.function.strict")
+        return unheard
 
     def check(self, n_limit: int) -> None:
         super().check(n_limit)
