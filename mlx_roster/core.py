@@ -125,7 +125,7 @@ class Generation(msgspec.Struct, frozen=True):
     With `logprobs`, each token is said with its log-probability and those of so many likeliest tokens; with `echo`, the
     text begins with the prompt, and its tokens are scored too. `max_tokens` is 0 only with `echo`. `draft` names one of
     the Resident's draft models, and None its first; `draft_tokens` 0 is no drafting, None the roster's number.
-    `rank` is how many prompts of the same request come before this one.
+    `rank` is how many prompts of the same request come before this one. `request` is that request's id, for the log.
     """
 
     prompt: Chat | Text | Tokens
@@ -141,6 +141,7 @@ class Generation(msgspec.Struct, frozen=True):
     draft: str | None = None
     draft_tokens: int | None = None
     rank: int = 0
+    request: str = ""
 
 
 class Usage(msgspec.Struct, frozen=True, array_like=True):

@@ -16,7 +16,13 @@
     * ModelNotFound
     * AdapterNotFound
     * AdapterIncompatible
+    * InvalidAPIKey
+    * ModelNotAllowed
     * AdminRequired
+    * HostNotAllowed
+    * OriginNotAllowed
+    * RequestTimeout
+    * HeadersTooLarge
   * CapacityError          the request is fine, this machine cannot serve it (now)
     * ModelTooLarge
     * Busy                 later, it may be served; `retry_after` says when
@@ -111,6 +117,42 @@ class AdapterNotFound(RequestError):
 
 class AdapterIncompatible(RequestError):
     code = "adapter_incompatible"
+
+
+class InvalidAPIKey(RequestError):
+    """No key came with the request, or none that the roster knows."""
+
+    code = "invalid_api_key"
+
+
+class ModelNotAllowed(RequestError):
+    """The key is good, and not for this model; or it is for no model at all."""
+
+    code = "model_not_allowed"
+
+
+class HostNotAllowed(RequestError):
+    """The server was asked by a name that is not its own: a page whose name was made to point here."""
+
+    code = "host_not_allowed"
+
+
+class OriginNotAllowed(RequestError):
+    """A web page of another origin asked for something to be done."""
+
+    code = "origin_not_allowed"
+
+
+class RequestTimeout(RequestError):
+    """The client took too long to send its request."""
+
+    code = "request_timeout"
+
+
+class HeadersTooLarge(RequestError):
+    """The request line, or the headers, are longer than any honest client's."""
+
+    code = "headers_too_large"
 
 
 class AdminRequired(RequestError):

@@ -1,11 +1,13 @@
 """The roster file: YAML to frozen, validated settings. Imports neither mlx nor the Hub's client."""
 
+from mlx_roster.config.auth import AuthSettings, KeyEntry
 from mlx_roster.config.defaults import Defaults
 from mlx_roster.config.drafts import DraftEntry
 from mlx_roster.config.entries import AdapterEntry, KvSettings, ModelEntry, PromptCacheSettings
 from mlx_roster.config.model import Roster
 from mlx_roster.config.settings import (
     DiscoverSettings,
+    LogSettings,
     MemorySettings,
     SchedulingSettings,
     ServerSettings,
@@ -15,10 +17,13 @@ from mlx_roster.config.units import Multiple, Share, format_bytes, format_durati
 
 __all__ = [
     "AdapterEntry",
+    "AuthSettings",
     "Defaults",
     "DiscoverSettings",
     "DraftEntry",
+    "KeyEntry",
     "KvSettings",
+    "LogSettings",
     "MemorySettings",
     "ModelEntry",
     "Multiple",

@@ -13,11 +13,11 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from mlx_roster.config.document import Marked, read
-from mlx_roster.config.model import Roster
+from mlx_roster.config.model import Roster, open_to_all
 from mlx_roster.config.names import clashes, sanitized
 from mlx_roster.config.paths import names_folder
 from mlx_roster.config.problems import Problem, config_error, from_pydantic
-from mlx_roster.config.settings import ServerSettings
+from mlx_roster.config.settings import ServerSettings, is_loopback
 from mlx_roster.errors import ConfigError
 
 
@@ -49,7 +49,7 @@ def parse(text: str, *, name: str, base: Path) -> Roster:
     try:
         roster = Roster.model_validate(document.plain, context={"base": base})
     except ValidationError as error:
-        found = [*_located(from_pydantic(error, Roster), document), *_clashes(document)]
+        found = [*_located(from_pydantic(error, Roster), document), *_clashes(document), *_exposed(document)]
         # What could not be read is no value to complain of a second time.
         problems += [problem for problem in found if problem.location not in known]
         raise config_error(name, problems) from error
@@ -67,6 +67,15 @@ def _clashes(document: Marked) -> Iterator[Problem]:
     for clash in clashes(document.plain):
         where = f" (line {document.line_of(clash.first)})" if clash.first else ""
         yield Problem(clash.message + where, clash.location, document.line_of(clash.location))
+
+
+def _exposed(document: Marked) -> Iterator[Problem]:
+    plain = document.plain
+    server, auth = plain.get("server"), plain.get("auth")
+    host = server.get("host") if isinstance(server, dict) else None
+    if isinstance(host, str) and not is_loopback(host) and not (isinstance(auth, dict) and auth.get("keys")):
+        location = ("server", "host")
+        yield Problem(open_to_all(host), location, document.line_of(location))
 
 
 def single(model: str, adapter_path: str | None = None) -> Roster:
@@ -111,10 +120,15 @@ def with_overrides(roster: Roster, host: str | None = None, port: int | None = N
         elif variable:
             origins[key] = key.upper()
             settings[key] = int(variable) if key == "port" and re.fullmatch("[0-9]{1,9}", variable) else variable
+    lines = []
+    if isinstance(host := settings["host"], str) and not roster.auth.keys and not is_loopback(host):
+        lines.append(Problem(open_to_all(host)).render(origins["host"]))
     try:
         server = ServerSettings.model_validate(settings)
     except ValidationError as error:
         problems = from_pydantic(error, ServerSettings)
-        lines = [Problem(problem.message).render(origins[str(problem.location[0])]) for problem in problems]
+        lines += [Problem(problem.message).render(origins[str(problem.location[0])]) for problem in problems]
         raise ConfigError("\n".join(lines)) from error
+    if lines:
+        raise ConfigError("\n".join(lines))
     return roster.model_copy(update={"server": server})

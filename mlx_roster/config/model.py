@@ -12,28 +12,41 @@ from typing import Any, Self
 from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from mlx_roster.config.auth import AuthSettings
 from mlx_roster.config.defaults import Defaults
 from mlx_roster.config.entries import ModelEntry
 from mlx_roster.config.names import Name, clashes
 from mlx_roster.config.paths import base_of
 from mlx_roster.config.settings import (
     DiscoverSettings,
+    LogSettings,
     MemorySettings,
     SchedulingSettings,
     ServerSettings,
     Settings,
     UnlistedSettings,
+    is_loopback,
 )
+
+
+def open_to_all(host: str) -> str:
+    """Why `host` cannot be bound."""
+    return (
+        f'"{host}" is not a loopback address (127.0.0.0/8, ::1, localhost): whoever reaches it could use '
+        "the server. Any other address needs API keys, in auth.keys; openssl rand -hex 24 makes one"
+    )
 
 
 class Roster(Settings):
     """The models and adapters that one server offers."""
 
     server: ServerSettings = Field(default_factory=ServerSettings, description="The HTTP server.")
+    auth: AuthSettings = Field(default_factory=AuthSettings, description="Who may use the server.")
     memory: MemorySettings = Field(default_factory=MemorySettings, description="The memory budget.")
     scheduling: SchedulingSettings = Field(
         default_factory=SchedulingSettings, description="Waiting, loading and unloading."
     )
+    logs: LogSettings = Field(default_factory=LogSettings, description="What the server writes to its log.")
     defaults: Defaults = Field(default_factory=Defaults, description="For requests to any model.")
     generation_config: bool = Field(
         default=False, description="Heed a model's own generation_config.json where no defaults say anything."
@@ -76,6 +89,13 @@ class Roster(Settings):
         if not models and not elsewhere:
             raise ValueError("is required, unless unlisted or discover allow other models")
         return models
+
+    @model_validator(mode="after")
+    def _not_open_to_all(self) -> Self:
+        host = self.server.host
+        if not self.auth.keys and not is_loopback(host):
+            raise PydanticCustomError("exposed", "{problem}", {"problem": open_to_all(host)})
+        return self
 
     @model_validator(mode="after")
     def _names_stand(self) -> Self:

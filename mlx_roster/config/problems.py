@@ -59,9 +59,9 @@ def dotted(location: Location) -> str:
 
 
 def from_pydantic(error: ValidationError, root: type[BaseModel]) -> Iterable[Problem]:
-    """What pydantic found, without lines. Name clashes are left out: `names.clashes` tells more of them."""
+    """What pydantic found, without lines. What concerns several keys is left out: who calls this knows more of that."""
     for details in error.errors(include_url=False):
-        if details["type"] != "clash":
+        if details["type"] not in ("clash", "exposed"):
             # pydantic marks an error in a mapping's key by a last step "[key]".
             location = tuple(part for part in details["loc"] if part != "[key]")
             yield Problem(_message(details, root), location)

@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 
-from mlx_roster.config.values import Budget, Duration, Fraction, Glob, Lifetime, Patience, Residency, Size
+from mlx_roster.config.values import (
+    Budget,
+    Duration,
+    Fraction,
+    Glob,
+    HostName,
+    Lifetime,
+    Origin,
+    Patience,
+    Residency,
+    Size,
+)
 
 
 class Settings(BaseModel):
@@ -16,8 +28,18 @@ class Settings(BaseModel):
 class ServerSettings(Settings):
     """Where the server listens and what it takes."""
 
-    host: str = Field(default="127.0.0.1", description="Address to listen on; loopback only in this version.")
+    host: str = Field(default="127.0.0.1", description="Address to listen on. Any but a loopback one needs auth.keys.")
     port: int = Field(default=8080, ge=0, le=65535, description="Port to listen on; 0 takes any free one.")
+    hosts: tuple[HostName, ...] = Field(
+        default=(),
+        strict=False,
+        description="Names beside the loopback ones by which a server on a loopback address may be asked: a proxy's.",
+    )
+    cors_origins: tuple[Origin, ...] = Field(
+        default=(),
+        strict=False,
+        description='Web pages that may use the server, by their exact origin, https://app.example.com; "*" is any.',
+    )
     strict_fields: bool = Field(
         default=False,
         description="Refuse unknown request fields instead of naming them in the x-roster-ignored header.",
@@ -29,16 +51,32 @@ class ServerSettings(Settings):
         description="Largest request body: a size, or a number of bytes; at most 128MiB.",
     )
     n_limit: int = Field(default=8, ge=1, description="Answers that one request may ask for, by its field n.")
-
-    @field_validator("host")
-    @classmethod
-    def _loopback(cls, host: str) -> str:
-        if not _is_loopback(host):
-            raise ValueError(
-                f'"{host}" is not a loopback address (127.0.0.0/8, ::1, localhost); '
-                "any other needs API keys, which this version does not have yet"
-            )
-        return host
+    header_timeout: Patience = Field(
+        default="15s",
+        validate_default=True,
+        description="How long a client may take to send a request's headers, from its connection on.",
+    )
+    body_timeout: Patience = Field(
+        default="30s",
+        validate_default=True,
+        description="How long a client may send nothing before its request's body is whole.",
+    )
+    idle_timeout: Patience = Field(
+        default="75s", validate_default=True, description="How long a connection is kept open between two requests."
+    )
+    write_timeout: Patience = Field(
+        default="30s", validate_default=True, description="How long a client may read nothing of what there is for it."
+    )
+    write_buffer: Size = Field(
+        default="4MiB",
+        validate_default=True,
+        description="Bytes of an answer that wait for a client that reads too slowly before it is cut off.",
+    )
+    shutdown_grace: Duration = Field(
+        default="30s",
+        validate_default=True,
+        description="How long running responses may go on after a signal to stop.",
+    )
 
 
 class MemorySettings(Settings):
@@ -82,6 +120,11 @@ class SchedulingSettings(Settings):
     load_timeout: Patience = Field(
         default="5m", validate_default=True, description="How long a load may go on without getting any further."
     )
+    stall_timeout: Patience = Field(
+        default="1m",
+        validate_default=True,
+        description="How long a model's worker may get nowhere with what it runs before it is replaced.",
+    )
     drain_timeout: Duration = Field(
         default="1m",
         validate_default=True,
@@ -91,6 +134,17 @@ class SchedulingSettings(Settings):
         default="15m",
         validate_default=True,
         description='How long a model stays loaded after its last request; "never" keeps it until its room is needed.',
+    )
+
+
+class LogSettings(Settings):
+    """What it says of itself."""
+
+    format: Literal["auto", "text", "json"] = Field(
+        default="auto", description="auto: for people on a terminal, else one JSON object for each line."
+    )
+    prompts: bool = Field(
+        default=False, description="Log what requests ask and what is answered. Otherwise none of it is ever logged."
     )
 
 
@@ -112,7 +166,7 @@ class DiscoverSettings(Settings):
     hub_cache: bool = Field(default=False, description="Serve every MLX model that is in the local Hub cache.")
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
     if host.lower() == "localhost":
         return True
     try:

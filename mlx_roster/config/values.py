@@ -34,6 +34,11 @@ _Seconds = Annotated[float, Field(ge=0)]
 _Moment = Annotated[float, Field(gt=0)]
 # Without "/" or "*" it would match nothing. As `fnmatch` reads it.
 _GLOB_PATTERN = r"^[A-Za-z0-9_.?\[\]!-]*[/*][A-Za-z0-9_./*?\[\]!-]*$"
+# A scheme of its own is what desktop applications have.
+_ORIGIN_PATTERN = r"^(\*|[A-Za-z][A-Za-z0-9+.-]*://[A-Za-z0-9._~\[\]:-]+)$"
+_OriginText = Annotated[str, Field(pattern=_ORIGIN_PATTERN)]
+_HOST_PATTERN = r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$"
+_HostText = Annotated[str, Field(pattern=_HOST_PATTERN)]
 _GlobText = Annotated[str, Field(pattern=_GLOB_PATTERN)]
 
 
@@ -89,6 +94,22 @@ def _glob(value: object) -> str:
     return value
 
 
+def _origin(value: object) -> str:
+    if not isinstance(value, str):
+        raise PydanticCustomError("string_type", "Input should be a valid string")
+    if value == "null" or re.fullmatch(_ORIGIN_PATTERN, value) is None:
+        raise ValueError('should be an exact origin, as https://app.example.com or http://localhost:3000, or "*"')
+    return value.lower()
+
+
+def _host_name(value: object) -> str:
+    if not isinstance(value, str):
+        raise PydanticCustomError("string_type", "Input should be a valid string")
+    if re.fullmatch(_HOST_PATTERN, value) is None:
+        raise ValueError("should be a host name without a port, as llm.example.com")
+    return value.lower()
+
+
 Size = Annotated[_ByteCount, BeforeValidator(parse_size, json_schema_input_type=_ByteCount | _SizeText)]
 SizeOrNone = Annotated[
     _ByteCountOrNone, BeforeValidator(parse_size, json_schema_input_type=_ByteCountOrNone | _SizeText)
@@ -120,5 +141,7 @@ Residency = Annotated[
     PlainSerializer(_spoken),
 ]
 Glob = Annotated[str, PlainValidator(_glob, json_schema_input_type=_GlobText)]
+Origin = Annotated[str, PlainValidator(_origin, json_schema_input_type=_OriginText)]
+HostName = Annotated[str, PlainValidator(_host_name, json_schema_input_type=_HostText)]
 # YAML has lists only, and pydantic's strict tuples take nothing but tuples.
 Names = Annotated[tuple[Name, ...], Field(strict=False)]

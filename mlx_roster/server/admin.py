@@ -13,10 +13,10 @@ from mlx_roster.errors import ModelNotFound
 from mlx_roster.registry import Registry
 from mlx_roster.registry.overview import ModelStatus, Reload
 from mlx_roster.server.body import read_flags
-from mlx_roster.server.boundary import Exchange
 from mlx_roster.server.disconnect import cancel_on_disconnect
 from mlx_roster.server.discreet import discreet
 from mlx_roster.server.errors import RosterRefused
+from mlx_roster.server.exchange import Exchange
 from mlx_roster.server.guard import LocalOnly
 from mlx_roster.server.reply import reply
 from mlx_roster.server.watching import Events

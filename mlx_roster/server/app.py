@@ -18,7 +18,8 @@ from mlx_roster.errors import MethodNotAllowed, RouteNotFound
 from mlx_roster.metrics import Metrics
 from mlx_roster.registry import Registry
 from mlx_roster.server.admin import ReloadRoster, admin
-from mlx_roster.server.boundary import Boundary, Exchange
+from mlx_roster.server.boundary import Boundary
+from mlx_roster.server.exchange import Exchange
 from mlx_roster.server.monitoring import Health, Ready, Scrape
 from mlx_roster.server.openai.chat import chat_completions
 from mlx_roster.server.openai.completions import text_completions

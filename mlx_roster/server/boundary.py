@@ -7,66 +7,20 @@ import logging
 import re
 import time
 import uuid
-from dataclasses import dataclass, field
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mlx_roster.errors import AdapterIncompatible, Draining, InternalError, RosterError
-from mlx_roster.registry import Lease
 from mlx_roster.server import errors, sse
 from mlx_roster.server.disconnect import ClientGone
+from mlx_roster.server.exchange import KEY, Exchange
 from mlx_roster.server.openai.fields import shown
 
 logger = logging.getLogger(__name__)
 
-_KEY = "mlx_roster.exchange"
 _SANE_ID = re.compile(rb"[\x21-\x7e]([\x20-\x7e]{0,510}[\x21-\x7e])?")
 #: What the access log says of a request whose client left before its answer was through (nginx's word for it).
 CLIENT_GONE = 499
-
-
-@dataclass(slots=True)
-class Exchange:
-    """One request and its response, from the outside: what the middleware and the endpoints tell each other."""
-
-    request_id: str
-    started: float
-    #: Sent with the response's first line, whatever the response turns out to be.
-    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
-    #: Of the request's fields, those that had no effect, by the names that the client gave them.
-    ignored: list[str] = field(default_factory=list)
-    #: The canonical id of what serves the request, once that is known.
-    model: str | None = None
-    status: int | None = None
-    client_gone: bool = False
-    #: The error that the client was told, if it was told one.
-    code: str | None = None
-    #: From here on, errors are events.
-    streaming: bool = False
-    #: The response goes on until the server shuts down.
-    endless: bool = False
-    complete: bool = False
-
-    @classmethod
-    def of(cls, scope: Scope) -> Exchange:
-        """The Exchange that `Boundary` put into the scope."""
-        exchange = cls.find(scope)
-        assert exchange is not None
-        return exchange
-
-    @classmethod
-    def find(cls, scope: Scope) -> Exchange | None:
-        """The same, of a scope that has perhaps not come so far."""
-        exchange = scope.get(_KEY)
-        return exchange if isinstance(exchange, cls) else None
-
-    def add_header(self, name: str, value: str) -> None:
-        self.headers.append((name.encode("ascii"), value.encode("ascii")))
-
-    def granted(self, lease: Lease) -> None:
-        """The request holds `lease`: say what it waited for."""
-        self.add_header("x-roster-wait-ms", f"{lease.wait_ms:.0f}")
-        self.add_header("x-roster-load-ms", f"{lease.load_ms:.0f}")
 
 
 class Boundary:
@@ -79,7 +33,7 @@ class Boundary:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        exchange = scope[_KEY] = Exchange(_request_id(scope), time.monotonic())
+        exchange = scope[KEY] = Exchange(_request_id(scope), time.monotonic())
         exchange.add_header("x-request-id", exchange.request_id)
 
         async def sender(message: Message) -> None:

@@ -12,9 +12,9 @@ from starlette.types import Receive, Scope, Send
 
 from mlx_roster.registry import Registry
 from mlx_roster.registry.overview import Change, Overview
-from mlx_roster.server.boundary import Exchange
 from mlx_roster.server.disconnect import cancel_on_disconnect
 from mlx_roster.server.discreet import discreet
+from mlx_roster.server.exchange import Exchange
 from mlx_roster.server.sse import COMMENT, EventStream, event
 
 #: How often a connection on which nothing happens says that it is still there, in seconds.

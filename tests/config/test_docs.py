@@ -13,10 +13,13 @@ from pydantic.fields import FieldInfo
 
 from mlx_roster.config import (
     AdapterEntry,
+    AuthSettings,
     Defaults,
     DiscoverSettings,
     DraftEntry,
+    KeyEntry,
     KvSettings,
+    LogSettings,
     MemorySettings,
     ModelEntry,
     PromptCacheSettings,
@@ -34,8 +37,11 @@ TEXT = (ROOT / "docs/config.md").read_text()
 SECTIONS: dict[str, type[BaseModel]] = {
     "Top level": Roster,
     "server": ServerSettings,
+    "auth": AuthSettings,
+    "auth.keys": KeyEntry,
     "memory": MemorySettings,
     "scheduling": SchedulingSettings,
+    "logs": LogSettings,
     "defaults": Defaults,
     "unlisted": UnlistedSettings,
     "discover": DiscoverSettings,
@@ -101,6 +107,8 @@ def test_the_example_in_it_is_a_roster(tmp_path: Path) -> None:
 def keys(value: object, path: tuple[str, ...] = ()) -> set[tuple[str, ...]]:
     """Every key below `value`, with the names of models and adapters taken out."""
     found: set[tuple[str, ...]] = set()
+    for child in value if isinstance(value, list) else ():
+        found |= keys(child, path)
     for key, child in value.items() if isinstance(value, dict) else ():
         place = (*path, key if not path or path[-1] not in ("models", "adapters") else "NAME")
         found |= {place} | keys(child, place)

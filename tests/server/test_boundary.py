@@ -18,7 +18,8 @@ from mlx_roster.errors import ConfigError, ModelNotFound
 from mlx_roster.registry import Lease, Registry
 from mlx_roster.registry.overview import Reload
 from mlx_roster.server.app import create_app
-from mlx_roster.server.boundary import Boundary, Exchange
+from mlx_roster.server.boundary import Boundary
+from mlx_roster.server.exchange import Exchange
 from mlx_roster.testing import FakeSources, FakeWorkers
 from tests.server.harness import ROSTER, Running, assert_error_object, post, read_until, running
 

@@ -15,8 +15,8 @@ from mlx_roster.errors import InvalidRequest, WorkerCrashed
 from mlx_roster.registry import Lease, Registry
 from mlx_roster.registry.ports import Stream
 from mlx_roster.server.body import read_json
-from mlx_roster.server.boundary import Exchange
 from mlx_roster.server.disconnect import cancel_on_disconnect
+from mlx_roster.server.exchange import Exchange
 from mlx_roster.server.openai.drafts import check_draft
 from mlx_roster.server.openai.fields import shown
 from mlx_roster.server.openai.parse import parse

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from mlx_roster.server.boundary import Exchange
+from mlx_roster.server.exchange import Exchange
 from mlx_roster.server.sse import EventStream, comment
 
 #: How long a stream may be silent before it says that it is still there, in seconds. Until then, whatever fails has a

@@ -1,0 +1,93 @@
+"""Who may use the server: the keys of a roster file."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from fnmatch import fnmatchcase
+from functools import cached_property
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, SecretStr, StringConstraints, field_validator, model_validator
+
+from mlx_roster.config.settings import Settings
+
+Scope = Literal["infer", "admin"]
+
+#: Fewer could be found by trying.
+SHORTEST = 16
+
+_KeyName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$")]
+_Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-fA-F]{64}$")]
+_ModelGlob = Annotated[str, StringConstraints(pattern=r"^[^\s${}]+$")]
+
+
+class KeyEntry(Settings):
+    """One API key: whose it is, and what it opens."""
+
+    name: _KeyName = Field(description="Whose it is: what logs and metrics call its bearer.")
+    key: SecretStr | None = Field(
+        default=None,
+        description='The key itself, of at least 16 characters; from the environment, as "${ROSTER_KEY}".',
+    )
+    key_sha256: _Digest | None = Field(default=None, description="Instead of the key: its SHA-256, in hexadecimal.")
+    models: Annotated[tuple[_ModelGlob, ...], Field(strict=False, min_length=1)] = Field(
+        default=("*",),
+        description='Globs of the models that it opens, each with all its adapters; "atlas:pirate" is one adapter.',
+    )
+    scopes: Annotated[tuple[Scope, ...], Field(strict=False, min_length=1)] = Field(
+        default=("infer",), description="infer: to use models. admin: to see and operate the server."
+    )
+    max_queued: int | None = Field(
+        default=None,
+        ge=0,
+        description="Its requests that wait for a model at a time; half of what scheduling allows if left out.",
+    )
+
+    @field_validator("key")
+    @classmethod
+    def _long_enough(cls, key: SecretStr | None) -> SecretStr | None:
+        if key is not None:
+            text = key.get_secret_value()
+            if len(text) < SHORTEST:
+                raise ValueError(f"should have at least {SHORTEST} characters: openssl rand -hex 24 makes a good one")
+            if not (text.isascii() and text.isprintable()) or " " in text:
+                raise ValueError("should be of printable ASCII characters, without spaces: it travels in a header")
+        return key
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.key is None) == (self.key_sha256 is None):
+            raise ValueError("needs key or key_sha256, and not both")
+        return self
+
+    @cached_property
+    def digest(self) -> bytes:
+        """SHA-256 of the key."""
+        if self.key_sha256 is not None:
+            return bytes.fromhex(self.key_sha256)
+        assert self.key is not None
+        return hashlib.sha256(self.key.get_secret_value().encode()).digest()
+
+    def opens(self, model: str, adapter: str | None = None) -> bool:
+        """Whether it may use the model of this canonical id, through `adapter` where there is one."""
+        whole = model if adapter is None else f"{model}:{adapter}"
+        return any(fnmatchcase(model, glob) or fnmatchcase(whole, glob) for glob in self.models)
+
+
+class AuthSettings(Settings):
+    """API keys."""
+
+    keys: Annotated[tuple[KeyEntry, ...], Field(strict=False)] = Field(
+        default=(), description="One for each who may use it. With none, no key is needed, and only a loopback address may be bound."
+    )
+
+    @field_validator("keys")
+    @classmethod
+    def _told_apart(cls, keys: tuple[KeyEntry, ...]) -> tuple[KeyEntry, ...]:
+        twice = [name for name, count in Counter(key.name for key in keys).items() if count > 1]
+        if twice:
+            raise ValueError(f"the name {twice[0]} is given twice")
+        if len({key.digest for key in keys}) < len(keys):
+            raise ValueError("two of them are the same key")
+        return keys

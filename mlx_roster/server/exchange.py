@@ -1,0 +1,59 @@
+"""One request and its response, as all who have to do with it know it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from starlette.types import Scope
+
+from mlx_roster.registry import Lease
+from mlx_roster.server.callers import ANYBODY, Caller
+
+#: Where it is in the scope.
+KEY = "mlx_roster.exchange"
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One request and its response, from the outside: what the middleware and the endpoints tell each other."""
+
+    request_id: str
+    started: float
+    #: Sent with the response's first line, whatever the response turns out to be.
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+    #: Of the request's fields, those that had no effect, by the names that the client gave them.
+    ignored: list[str] = field(default_factory=list)
+    #: The canonical id of what serves the request, once that is known.
+    model: str | None = None
+    #: Who asks: set before any endpoint is reached.
+    caller: Caller = ANYBODY
+    status: int | None = None
+    client_gone: bool = False
+    #: The error that the client was told, if it was told one.
+    code: str | None = None
+    #: From here on, errors are events.
+    streaming: bool = False
+    #: The response goes on until the server shuts down.
+    endless: bool = False
+    complete: bool = False
+
+    @classmethod
+    def of(cls, scope: Scope) -> Exchange:
+        """The Exchange that `Boundary` put into the scope."""
+        exchange = cls.find(scope)
+        assert exchange is not None
+        return exchange
+
+    @classmethod
+    def find(cls, scope: Scope) -> Exchange | None:
+        """The same, of a scope that has perhaps not come so far."""
+        exchange = scope.get(KEY)
+        return exchange if isinstance(exchange, cls) else None
+
+    def add_header(self, name: str, value: str) -> None:
+        self.headers.append((name.encode("ascii"), value.encode("ascii")))
+
+    def granted(self, lease: Lease) -> None:
+        """The request holds `lease`: say what it waited for."""
+        self.add_header("x-roster-wait-ms", f"{lease.wait_ms:.0f}")
+        self.add_header("x-roster-load-ms", f"{lease.load_ms:.0f}")
