@@ -53,6 +53,8 @@ class Ledger:
         self.deeds: list[Deed] = []
         self.outcomes: Counter[str] = Counter()
         self.operations: Counter[str] = Counter()
+        #: When each request ended, and how.
+        self.ends: list[tuple[float, str]] = []
         self.firsts: list[float] = []
         self.losses: list[str] = []
         self._log = log
@@ -74,10 +76,19 @@ class Ledger:
         if outcome.kind == "error":
             said = f"{'in the stream' if outcome.status == 200 else outcome.status} {outcome.code}"
         self.outcomes[said] += 1
+        self.ends.append((outcome.ended, said))
         if outcome.kind == "whole" and outcome.first is not None:
             self.firsts.append(outcome.first - outcome.begun)
         if outcome.kind == "lost":
             self.lose(request, outcome)
+
+    def misled(self, what: str, status: int | None, answer: str) -> None:
+        """Account for what no server should have been sent. `status` is None where the connection was closed on it."""
+        self.operations[f"bad input {status or 'closed'}"] += 1
+        # Of some, only the model's own worker can say what is wrong with it; and that may be gone.
+        if status is not None and (status in (200, 500) or (status, _code(answer)) not in self._documented):
+            self.losses.append(f"{what}: {status} {answer[:500]}")
+            self._say(f"LOST {self.losses[-1]}")
 
     def operated(self, what: str, status: int, well: bool, answer: str) -> None:
         """Account for an operator's request: `well` if it may be answered with `status`."""

@@ -139,7 +139,7 @@ def _read_whole(answer: Any, request: Request, outcome: Outcome) -> None:
 
 
 def _finished(reason: str | None, outcome: Outcome) -> None:
-    if reason != "length" and (reason != "stop" or outcome.model in ENDLESS):
+    if reason != "length" and (reason != "stop" or outcome.model.partition(":")[0] in ENDLESS):
         raise Lost(f"the answer ended with {reason!r}")
     outcome.kind = "whole"
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.models import write_model
+from bench.models import Lora, write_model
 from mlx_roster.config.load import load
 from mlx_roster.demo import directory
 from mlx_roster.loaders.sizes import estimate
@@ -20,6 +20,8 @@ BABBLERS = {
     "lark": {"hidden_size": 128, "num_hidden_layers": 4, "intermediate_size": 256},
     "wren": {"hidden_size": 256, "num_hidden_layers": 4, "intermediate_size": 512},
 }
+#: Their adapters, which are random too.
+TUNES = {"lark": ("hum", "trill"), "wren": ("chirp",)}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 4}
 
 #: What requests name, and what may serve it: an alias moves about. All but scribe are in the base roster.
@@ -28,7 +30,10 @@ NAMES: dict[str, frozenset[str]] = {
     "atlas:pirate": frozenset({"atlas:pirate"}),
     "atlas:french": frozenset({"atlas:french"}),
     "lark": frozenset({"lark"}),
+    "lark:hum": frozenset({"lark:hum"}),
+    "lark:trill": frozenset({"lark:trill"}),
     "wren": frozenset({"wren"}),
+    "wren:chirp": frozenset({"wren:chirp"}),
     "gpt-3.5-turbo": frozenset({"atlas", "lark"}),
     "scribe": frozenset({"scribe"}),
 }
@@ -59,6 +64,9 @@ class Rosters:
         self._sources = {name: folder / name for name in BABBLERS}
         for seed, (name, size) in enumerate(BABBLERS.items()):
             write_model(self._sources[name], seed, {**size, **HEADS})
+            lora = Lora.over(self._sources[name], ("self_attn.q_proj", "self_attn.v_proj"), rank=4)
+            for number, tune in enumerate(TUNES[name]):
+                lora.write(folder / tune, 10 * seed + number)
         self._base = self._document()
         self.path.write_text(json.dumps(self._base))
         sizes = {name: estimate(Path(entry.source), entry, 0).total for name, entry in load(self.path).models.items()}
@@ -79,7 +87,13 @@ class Rosters:
                 "aliases": ["gpt-3.5-turbo"],
                 "adapters": adapters,
             },
-            **{name: {"source": str(source)} for name, source in self._sources.items()},
+            **{
+                name: {
+                    "source": str(source),
+                    "adapters": {tune: str(source.with_name(tune)) for tune in TUNES[name]},
+                }
+                for name, source in self._sources.items()
+            },
         }
         scheduling = {
             "max_wait": "3s",

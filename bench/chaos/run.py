@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
+import statistics
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import httpx2 as httpx
 
@@ -54,33 +57,51 @@ class Report:
     wrong: list[str]
 
 
-def run(plan: Plan, folder: Path, say: Callable[[str], None] = lambda _: None) -> Report:
+class Companion(Protocol):
+    """Something else that goes on from before the warm-up until all is at rest again."""
+
+    async def run(self, server: Server, ledger: Ledger) -> None:
+        """Until it is cancelled."""
+
+
+def run(
+    plan: Plan, folder: Path, say: Callable[[str], None] = lambda _: None, beside: Sequence[Companion] = ()
+) -> Report:
     """`folder` takes the models, the roster and the server's log."""
     rosters = Rosters(folder)
     with Server(rosters.path, folder / "server.log") as server:
-        return asyncio.run(_Run(plan, rosters, server, say).through())
+        return asyncio.run(_Run(plan, rosters, server, say, beside).through())
 
 
 class _Run:
-    def __init__(self, plan: Plan, rosters: Rosters, server: Server, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        rosters: Rosters,
+        server: Server,
+        say: Callable[[str], None],
+        beside: Sequence[Companion],
+    ) -> None:
         self._plan = plan
+        self._beside = beside
         self._rosters = rosters
         self._server = server
         self._ledger = Ledger(server, rosters, say)
         self._wrong: list[str] = []
-        self._pulses: list[float] = []
+        self._pulses: defaultdict[str, list[float]] = defaultdict(list)
 
     async def through(self) -> Report:
-        async with self._client() as http:
-            await Traffic(http, self._ledger).warm_up()
-        before = await self._at_rest()
-        began = time.monotonic()
-        async with self._client() as http:
-            await self._chaos(http)
-            took = time.monotonic() - began
-            metrics = (await http.get("/metrics")).text
-        after = await self._at_rest()
-        await self._compare(before, after)
+        with self._accompanied():
+            async with self._client() as http:
+                await Traffic(http, self._ledger).warm_up()
+            before = await self._at_rest()
+            began = time.monotonic()
+            async with self._client() as http:
+                await self._chaos(http)
+                took = time.monotonic() - began
+                metrics = (await http.get("/metrics")).text
+            after = await self._at_rest()
+            await self._compare(before, after)
         code, left = await asyncio.to_thread(self._server.stop)
         self._expect(code == 0, f"SIGTERM ended it with {code}")
         self._expect(not left, f"processes are left: {left}")
@@ -92,11 +113,23 @@ class _Run:
             "budget": self._rosters.budget,
             **self._ledger.figures(),
             **_counted(metrics),
-            "watched": {"asked": len(self._pulses), "slowest": round(max(self._pulses, default=0.0), 3)},
+            "watched": {path: _spread(pulses) for path, pulses in self._pulses.items()},
             "before": asdict(before),
             "after": asdict(after),
         }
         return Report(figures, self._ledger.losses, self._wrong)
+
+    @contextlib.contextmanager
+    def _accompanied(self) -> Iterator[None]:
+        tasks = [asyncio.create_task(one.run(self._server, self._ledger)) for one in self._beside]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                # One that has failed says so; a companion never ends by itself.
+                if task.done() and not task.cancelled():
+                    task.result()
+                task.cancel()
 
     def _client(self) -> httpx.AsyncClient:
         return httpx.AsyncClient(base_url=self._server.url, limits=LIMITS, timeout=None, trust_env=False)
@@ -129,7 +162,7 @@ class _Run:
                 self._wrong.append(f"{path}: {type(error).__name__}: {error}")
             else:
                 self._expect(answer.status_code == 200, f"{path}: {answer.status_code} {answer.text}")
-            self._pulses.append(time.monotonic() - begun)
+            self._pulses[path].append(time.monotonic() - begun)
             await asyncio.sleep(PULSE)
 
     async def _at_rest(self) -> Holdings:
@@ -174,6 +207,16 @@ class _Run:
         async with self._client() as http:
             answer = await http.get("/health")
             self._expect(answer.json()["status"] == "ok", f"/health: {answer.text}")
+
+
+def _spread(seconds: Sequence[float]) -> dict[str, float]:
+    cuts = statistics.quantiles(seconds, n=100) if len(seconds) > 1 else [0.0] * 99
+    return {
+        "asked": len(seconds),
+        "p50": round(cuts[49], 4),
+        "p99": round(cuts[98], 4),
+        "slowest": round(max(seconds, default=0.0), 3),
+    }
 
 
 def _counted(metrics: str) -> dict[str, dict[str, int]]:
