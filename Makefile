@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 # Linux has no Metal: mlx comes with a CPU backend of its own there, unless MLX says "cuda12" or "cuda13".
 MLX ?= $(if $(filter Linux,$(shell uname -s)),cpu,)
 comma := ,
-EXTRAS := dev$(if $(MLX),$(comma)$(MLX))
+EXTRAS := dev,docs$(if $(MLX),$(comma)$(MLX))
 
 # Which aider is tested against this server: it pins all that it needs, and so has a virtual environment of its own.
 AIDER_VERSION := 0.86.2
 JS := tests/clients/js
+OPENCODE := tests/clients/opencode
 
-.PHONY: demo test clients check format schema bench wheel clean
+.PHONY: demo test clients check format schema docs bench wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mlx-roster demo
@@ -20,7 +21,8 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	$(BIN)/pytest -n 2
 
-clients: $(VENV)/.installed-dev .venv-clients/.installed .venv-aider/.installed $(JS)/node_modules/.installed
+clients: $(VENV)/.installed-dev .venv-clients/.installed .venv-aider/.installed \
+  $(JS)/node_modules/.installed $(OPENCODE)/node_modules/.installed
 	.venv-clients/bin/pytest tests/clients
 
 check: $(VENV)/.installed-dev
@@ -35,6 +37,10 @@ format: $(VENV)/.installed-dev
 
 schema: $(VENV)/.installed-dev
 	$(BIN)/python -m mlx_roster.config.schema > docs/roster.schema.json
+	$(BIN)/python scripts/roster_tables.py
+
+docs: $(VENV)/.installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs --quiet build --strict
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m bench.serving
@@ -43,7 +49,7 @@ wheel: $(VENV)/.installed-dev
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean:
-	rm -rf $(VENV) .venv-clients .venv-aider $(JS)/node_modules dist
+	rm -rf $(VENV) .venv-clients .venv-aider $(JS)/node_modules $(OPENCODE)/node_modules dist site
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -68,6 +74,6 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	  .venv-aider/bin/python -m pip install --quiet --disable-pip-version-check --no-compile aider-chat==$(AIDER_VERSION)
 	touch $@
 
-$(JS)/node_modules/.installed: $(JS)/package.json
-	cd $(JS) && npm install --no-package-lock --ignore-scripts --no-audit --no-fund --loglevel=error
+%/node_modules/.installed: %/package.json
+	cd $* && npm install --no-package-lock --ignore-scripts --no-audit --no-fund --loglevel=error
 	touch $@

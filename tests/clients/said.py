@@ -43,4 +43,6 @@ SCRIPTS: dict[str, list[str]] = {
     "whole": [f"Here is the greeting with a name.\n\nhello.py\n```\n{GREETING}```\n"],
     "diff": [f"hello.py\n```python\n<<<<<<< SEARCH\n{HELLO}=======\n{GREETING}>>>>>>> REPLACE\n```\n"],
     "committer": [COMMIT],
+    # The same as opencode has it: the call of a tool, and what is said when that is done.
+    "writer": [call("write", filePath="hello.py", content=GREETING), "It greets by name now."],
 }

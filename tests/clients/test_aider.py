@@ -46,18 +46,22 @@ def git(repository: Path, *arguments: str) -> str:
     return subprocess.run(["git", *arguments], cwd=repository, capture_output=True, text=True, check=True).stdout
 
 
-@pytest.mark.parametrize(("model", "form", "flags"), [("whole", "whole", []), ("diff", "diff", ["--no-stream"])])
-def test_edits_a_file_and_commits_it(url: str, home: Path, model: str, form: str, flags: list[str]) -> None:
+@pytest.fixture
+def repository(home: Path) -> Path:
+    """With one file, which is to be changed."""
     repository = home / "repository"
     repository.mkdir()
     git(repository, "init", "--quiet")
     (repository / "hello.py").write_text(HELLO)
     git(repository, "add", "hello.py")
     git(repository, "commit", "--quiet", "--message", "A greeting")
-    command = [str(AIDER), "--model", f"openai/{model}", "--weak-model", "openai/committer", "--edit-format", form]
-    command += ["--openai-api-base", url, "--openai-api-key", "no-key", "--yes-always", "--no-gitignore", "--no-pretty"]
-    command += ["--no-show-model-warnings", "--no-check-update", "--analytics-disable", "--no-show-release-notes"]
-    command += [*flags, "--message", "Greet by name.", "hello.py"]
+    return repository
+
+
+def edit(repository: Path, *flags: str) -> None:
+    """Have aider change the file, as the scripted models do it, and commit that."""
+    command = [str(AIDER), *flags, "--yes-always", "--no-gitignore", "--no-pretty", "--no-check-update"]
+    command += ["--analytics-disable", "--no-show-release-notes", "--message", "Greet by name.", "hello.py"]
     done = subprocess.run(
         command, cwd=repository, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
     )
@@ -68,3 +72,21 @@ def test_edits_a_file_and_commits_it(url: str, home: Path, model: str, form: str
     assert (repository / "hello.py").read_text() == GREETING, said
     assert git(repository, "log", "-1", "--format=%s").strip() == COMMIT, said
     assert git(repository, "status", "--porcelain", "--untracked-files=no") == ""
+
+
+@pytest.mark.parametrize(("model", "form", "flags"), [("whole", "whole", []), ("diff", "diff", ["--no-stream"])])
+def test_edits_a_file_and_commits_it(url: str, repository: Path, model: str, form: str, flags: list[str]) -> None:
+    models = ["--model", f"openai/{model}", "--weak-model", "openai/committer", "--edit-format", form]
+    address = ["--openai-api-base", url, "--openai-api-key", "no-key"]
+    edit(repository, *models, *address, "--no-show-model-warnings", *flags)
+
+
+def test_the_settings_in_the_examples(url: str, repository: Path) -> None:
+    # Only where the server is, and the models that know this one edit, are others here.
+    names = {"openai/coder": "openai/diff", "openai/small": "openai/committer", "http://127.0.0.1:8080/v1": url}
+    for name in ("aider.conf.yml", "aider.model.metadata.json"):
+        text = (ROOT / "examples" / "coding" / name).read_text()
+        for there, here in names.items():
+            text = text.replace(there, here)
+        (repository / f".{name}").write_text(text)
+    edit(repository)

@@ -13,7 +13,13 @@ from tests.clients.conftest import ROOT
 CLIENTS: list[str] = []
 
 TABLE = (ROOT / "docs" / "clients.md").read_text()
-NPM = json.loads((ROOT / "tests" / "clients" / "js" / "package.json").read_text())["dependencies"]
+NPM = {
+    name: version
+    for folder in ("js", "opencode")
+    for name, version in json.loads((ROOT / "tests/clients" / folder / "package.json").read_text())[
+        "dependencies"
+    ].items()
+}
 
 
 #: Where a client is distributed under another name.
@@ -32,4 +38,5 @@ def test_versions(name: str, stated: str) -> None:
 
 def test_versions_of_npm() -> None:
     assert f"(npm) | {NPM['openai']} |" in TABLE
+    assert f"(npm) | {NPM['opencode-ai']} |" in TABLE
     assert f"(npm) | {NPM['ai']}, {NPM['@ai-sdk/openai-compatible']} |" in TABLE
