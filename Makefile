@@ -39,8 +39,9 @@ schema: $(VENV)/.installed-dev
 	$(BIN)/python -m mlx_roster.config.schema > docs/roster.schema.json
 	$(BIN)/python scripts/roster_tables.py
 
+# Not with --quiet: it keeps warnings from being counted, and nothing is strict then.
 docs: $(VENV)/.installed-dev
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs --quiet build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m bench.serving

@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from mlx_roster.core import Chat, Delta, DraftSource, Generation, Limits, Measured, ModelSource, Sampling
+from mlx_roster.core import Chat, Counters, Delta, DraftSource, Generation, Limits, Measured, ModelSource, Sampling
 from mlx_roster.demo import directory
 from mlx_roster.engine.loop import Engine
 from mlx_roster.errors import RosterError
@@ -64,6 +64,9 @@ class Told:
         raise error
 
     def report(self, measured: Measured) -> None:
+        pass
+
+    def counted(self, counters: Counters) -> None:
         pass
 
 

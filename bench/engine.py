@@ -24,7 +24,7 @@ from mlx_lm.sample_utils import Sampler, make_sampler
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from mlx_roster.core import Delta, Generation, Measured, ModelSource
+from mlx_roster.core import Counters, Delta, Generation, Measured, ModelSource
 from mlx_roster.engine.loop import Engine
 from mlx_roster.errors import RosterError
 from mlx_roster.loaders.adapters import Adapters
@@ -77,6 +77,9 @@ class Tally:
         raise error
 
     def report(self, measured: Measured) -> None:
+        pass
+
+    def counted(self, counters: Counters) -> None:
         pass
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 
 from bench.fleet import SLOTS
-from mlx_roster.core import AdapterSource, Delta, Generation, Limits, Measured, ModelSource, Sampling, Tokens
+from mlx_roster.core import AdapterSource, Counters, Delta, Generation, Limits, Measured, ModelSource, Sampling, Tokens
 from mlx_roster.engine.loop import Engine
 from mlx_roster.errors import RosterError
 from mlx_roster.loaders.adapters import Adapters
@@ -36,6 +36,9 @@ class Told:
 
     def report(self, measured: Measured) -> None:
         self.reports.append(measured)
+
+    def counted(self, counters: Counters) -> None:
+        pass
 
 
 class Opened(Engine):

@@ -11,17 +11,19 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Self
 
 import uvicorn
 import uvloop
 
-from mlx_roster.config import Roster, format_bytes
+from mlx_roster.config import Roster, format_bytes, format_duration
 from mlx_roster.config.source import RosterSource
 from mlx_roster.config.watch import Identity, changes
 from mlx_roster.console import Display
 from mlx_roster.core import Device
-from mlx_roster.errors import ConfigError, RosterError
+from mlx_roster.doctor.listening import refused
+from mlx_roster.errors import ConfigError, RosterError, WorkerCrashed, WorkerError
 from mlx_roster.loaders.locate import Locator
 from mlx_roster.reading import Reading
 from mlx_roster.registry import Registry
@@ -29,6 +31,9 @@ from mlx_roster.registry.overview import Reload
 from mlx_roster.registry.reloading import Reloader
 from mlx_roster.registry.revision import Revision
 from mlx_roster.server.app import Application, create_app
+from mlx_roster.server.descriptors import open_files, raise_limit, room
+from mlx_roster.server.protocol import EdgeConfig
+from mlx_roster.workers.diagnosis import diagnosed
 from mlx_roster.workers.spawner import Spawner
 
 logger = logging.getLogger(__name__)
@@ -36,11 +41,14 @@ logger = logging.getLogger(__name__)
 #: Peers with a short backlog refuse connections in a burst; the kernel caps this at its own limit.
 BACKLOG = 4096
 
+#: Open files without which not even a loop can be run and a worker be started.
+FEWEST_FILES = 64
+
 #: How long a response that is cut may take to say so, in seconds.
 FAREWELL = 1
 
-#: How long running responses may go on after the first SIGTERM or SIGINT, in seconds.
-SHUTDOWN_GRACE = 30
+#: How often it is looked whether the last response has ended, in seconds.
+GLANCE = 0.05
 
 
 class _Server(uvicorn.Server):
@@ -48,14 +56,11 @@ class _Server(uvicorn.Server):
 
     def __init__(self, app: Application, registry: Registry) -> None:
         super().__init__(
-            uvicorn.Config(
+            EdgeConfig(
                 app,
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
+                lambda: registry.roster.server,
+                connections=room(open_files()),
                 backlog=BACKLOG,
-                timeout_graceful_shutdown=SHUTDOWN_GRACE,
             )
         )
         self._app = app
@@ -69,20 +74,42 @@ class _Server(uvicorn.Server):
         # Not as uvicorn does it: the signal is not raised again when the server is done.
         yield
 
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        # Of uvicorn's, the second one counts only where it is a Ctrl-C.
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Nobody new from here on; what runs gets its grace, and is cut after it, or at the second signal."""
+        for server in self.servers:
+            server.close()
+        for listening in sockets or []:
+            listening.close()
         self._app.close(self.server_state.connections)
-        if running := len(self.server_state.tasks):
-            logger.info(
-                "shutting down: %d responses go on, for %d s at most; Ctrl-C again cuts them", running, SHUTDOWN_GRACE
-            )
         # Who waits for a model would wait in vain: the grace is for answers that have begun.
         self._registry.stop_admitting()
-        await super().shutdown(sockets)
+        grace = self._registry.roster.server.shutdown_grace
+        if running := len(self.server_state.tasks):
+            most = format_duration(grace)
+            logger.info("shutting down: %d responses go on, for %s at most; Ctrl-C again cuts them", running, most)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace):
+                await self._drain()
         # Out of patience, or told twice: what still runs gets a moment to tell its client so.
         if left := list(self.server_state.tasks):
             for task in left:
                 task.cancel()
             await asyncio.wait(left, timeout=FAREWELL)
+
+    async def _drain(self) -> None:
+        """Until all is said and sent, or a second signal comes."""
+        # A connection that is kept is answered as long as others are: that the server is shutting down.
+        while self.server_state.tasks and not self.force_exit:  # noqa: ASYNC110 - nobody says when that changes
+            await asyncio.sleep(GLANCE)
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        while self.server_state.connections and not self.force_exit:  # noqa: ASYNC110
+            await asyncio.sleep(GLANCE)
 
 
 class Terminal:
@@ -105,11 +132,12 @@ class Terminal:
 
 
 class _Configured:
-    """A registry and the locator beside it, which a reload configures together."""
+    """A registry, the locator beside it and the log, which a reload configures together."""
 
-    def __init__(self, registry: Registry, locator: Locator) -> None:
+    def __init__(self, registry: Registry, locator: Locator, display: Display) -> None:
         self._registry = registry
         self._locator = locator
+        self._display = display
 
     @property
     def roster(self) -> Roster:
@@ -121,6 +149,7 @@ class _Configured:
     def apply(self, revision: Revision, budget: int) -> None:
         roster = revision.roster
         self._locator.headroom, self._locator.offline = roster.memory.headroom, roster.offline
+        self._display.configure(roster.logs)
         self._registry.apply(revision, budget)
 
     def reload_ended(self, reload: Reload) -> None:
@@ -130,7 +159,7 @@ class _Configured:
 def run(source: RosterSource, display: Display, *, watch: bool = False) -> None:
     """Serve what `source` says until SIGINT or SIGTERM; SIGHUP reads it again, and with `watch` a change of its file.
 
-    Raises ConfigError where it cannot be served or the address cannot be bound.
+    Raises ConfigError where it cannot be served or the address cannot be bound, WorkerCrashed where mlx does not run.
     """
     terminal = Terminal.of_this_process()
     # The default would end a server that is still starting, or already stopping.
@@ -138,6 +167,10 @@ def run(source: RosterSource, display: Display, *, watch: bool = False) -> None:
     # Before it is read: what changes from here on is a change.
     known = Identity.of(source.path) if watch and source.path is not None else None
     roster = source.read()
+    display.configure(roster.logs)
+    logging.captureWarnings(True)
+    if (files := raise_limit()) < FEWEST_FILES:
+        raise WorkerError(f"a process may have only {files} files open here\nulimit -n 8192, then start it again")
     with _listen(roster.server.host, roster.server.port) as sock:
         uvloop.run(_serve(roster, source, sock, display, known, terminal))
 
@@ -157,7 +190,7 @@ async def _serve(
         locator = Locator(roster.memory.headroom, offline=roster.offline)
         async with (
             Registry(roster, spawner, locator, budget) as registry,
-            Reloader(_Configured(registry, locator), reading.again) as reloader,
+            Reloader(_Configured(registry, locator, display), reading.again) as reloader,
             _reloading(source.path, reloader, watched, terminal),
         ):
             server = _Server(create_app(registry, reloader.reload), registry)
@@ -218,10 +251,8 @@ async def _device(spawner: Spawner) -> Device:
     try:
         return await spawner.device()
     except RosterError as error:
-        raise ConfigError(
-            "no worker process could start; its last words are above. Is mlx installed with its backend? "
-            "On Linux that is mlx-roster[cpu], [cuda12] or [cuda13]"
-        ) from error
+        found = diagnosed(error.message)
+        raise WorkerCrashed(f"no worker process can start: {found.what}\n{found.remedy}") from error
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -232,9 +263,7 @@ def _listen(host: str, port: int) -> socket.socket:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(address)
     except OSError as error:
-        raise ConfigError(
-            f"cannot listen on {host}:{port}: {error.strerror or error}; choose another with --port or PORT"
-        ) from error
+        raise ConfigError(refused(host, port, error)) from error
     sock.listen(BACKLOG)
     return sock
 

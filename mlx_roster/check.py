@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from rich.console import Console
@@ -51,6 +52,8 @@ class Report:
     models: tuple[ModelCost, ...]
     #: What would keep a server from starting, beside what is wrong with a model.
     problems: tuple[str, ...] = ()
+    #: What is probably not meant.
+    remarks: tuple[str, ...] = ()
 
     @property
     def together(self) -> tuple[str, ...]:
@@ -75,6 +78,7 @@ class Report:
             "models": models,
             "together": self.together,
             "problems": self.problems,
+            "remarks": self.remarks,
         }
         return json.dumps(report, indent=2)
 
@@ -88,7 +92,8 @@ def check(roster: Roster) -> Report:
     working_set = recommended_working_set()
     budget = budget_bytes(roster.memory, working_set)
     models = tuple(_cost(name, entry, roster, budget) for name, entry in roster.models.items())
-    return Report(budget, working_set, models, tuple(_start_problems(roster, models, budget)))
+    problems, remarks = tuple(_start_problems(roster, models, budget)), tuple(_key_remarks(roster))
+    return Report(budget, working_set, models, problems, remarks)
 
 
 def _start_problems(roster: Roster, models: Iterable[ModelCost], budget: int) -> Iterator[str]:
@@ -104,6 +109,48 @@ def _start_problems(roster: Roster, models: Iterable[ModelCost], budget: int) ->
     }
     if (problem := too_much(kept, budget)) is not None:
         yield problem
+
+
+def _key_remarks(roster: Roster) -> Iterator[str]:
+    """Keys that open nothing, or less than they say."""
+    keys = roster.auth.keys
+    # What these allow is known once it is asked for.
+    more = roster.discover.hub_cache or roster.unlisted.hub or roster.unlisted.paths
+    if keys and not any("admin" in key.scopes for key in keys):
+        yield "auth.keys: none has the scope admin: nobody can use ps, load, reload and the other commands"
+    for key in keys:
+        if "infer" not in key.scopes:
+            if key.models != ("*",):
+                yield f"auth.keys: {key.name} has models, and lacks the scope infer: it opens none"
+            continue
+        idle = (
+            []
+            if more
+            else [glob for glob in key.models if not any(_opens(glob, *each) for each in roster.models.items())]
+        )
+        if idle and len(idle) == len(key.models):
+            yield f"auth.keys: {key.name} opens no model: none is called {_or(idle)}{_aliased(idle, roster)}"
+        elif idle:
+            yield f"auth.keys: of {key.name}, no model is called {_or(idle)}{_aliased(idle, roster)}"
+
+
+def _opens(glob: str, name: str, entry: ModelEntry) -> bool:
+    return any(fnmatchcase(found, glob) for found in (name, *(f"{name}:{adapter}" for adapter in entry.adapters)))
+
+
+def _or(words: Iterable[str]) -> str:
+    return " or ".join(words)
+
+
+def _aliased(globs: Iterable[str], roster: Roster) -> str:
+    """Keys go by ids: an alias may come to stand for another model."""
+    found = {
+        name: None
+        for name, entry in roster.models.items()
+        for alias in entry.aliases
+        if any(fnmatchcase(alias, glob) for glob in globs)
+    }
+    return f"; aliases do not count, write {_or(found)}" if found else ""
 
 
 def _cost(name: str, entry: ModelEntry, roster: Roster, budget: int) -> ModelCost:
@@ -196,6 +243,7 @@ def _verdict(report: Report) -> list[str]:
     used = f"{format_bytes(taken)} of {format_bytes(report.budget)}"
     lines = [f"budget: {format_bytes(report.budget)} on a machine that can hold {format_bytes(report.working_set)}"]
     lines += [f"the server would not start: {problem}" for problem in report.problems]
+    lines += report.remarks
     if report.budget > report.working_set and not report.problems:
         lines.append("the budget is more than this machine can hold: loads may fail, or slow everything down")
     if unknown := len(report.models) - len(known):

@@ -201,7 +201,8 @@ class Delta(msgspec.Struct, frozen=True, array_like=True):
     """What one decode step added to one sequence.
 
     `text` may be empty (a token held back because it may begin a stop string, or half a character).
-    The last Delta of a sequence, and only that one, has `finish` and `usage`.
+    The last Delta of a sequence, and only that one, has `finish` and `usage`. It is of so many `tokens`: of one, unless
+    it only scores the prompt, or several Deltas were merged.
     """
 
     sequence: int
@@ -209,6 +210,7 @@ class Delta(msgspec.Struct, frozen=True, array_like=True):
     finish: FinishReason | None = None
     usage: Usage | None = None
     aside: Aside | None = None
+    tokens: int = 1
 
 
 class Device(msgspec.Struct, frozen=True):
@@ -306,6 +308,41 @@ class Measured(msgspec.Struct, frozen=True):
     growth: int = 0
     kv: int = 0
     prompts: int = 0
+
+
+class Counters(msgspec.Struct, frozen=True, array_like=True):
+    """What a worker has done since its model was loaded, and what it is doing.
+
+    It has taken so many `steps`. It has looked so many tokens of prompts up in its prompt cache (`queried`), and had so
+    many of them from there (`hits`). So many times it has put an adapter into a slot (`placed`), and so many times for
+    that taken one out that was there (`displaced`).
+
+    Now so many sequences are `running`, and so many `waiting` for a place beside them. Of its `slots`, so many are
+    `filled`. In bytes, `kv` is what the caches of running sequences take, `reserved` what is kept for them, and
+    `prompts` what the prompt cache takes.
+    """
+
+    steps: int = 0
+    queried: int = 0
+    hits: int = 0
+    placed: int = 0
+    displaced: int = 0
+    running: int = 0
+    waiting: int = 0
+    slots: int = 0
+    filled: int = 0
+    kv: int = 0
+    reserved: int = 0
+    prompts: int = 0
+
+    @property
+    def done(self) -> Counters:
+        """What is left of them when the worker is gone."""
+        return Counters(self.steps, self.queried, self.hits, self.placed, self.displaced)
+
+    def __add__(self, other: Counters) -> Counters:
+        mine, its = msgspec.structs.astuple(self), msgspec.structs.astuple(other)
+        return Counters(*(one + another for one, another in zip(mine, its, strict=True)))
 
 
 class Capabilities(msgspec.Struct, frozen=True):

@@ -30,6 +30,7 @@
       * QueueTimeout
       * LoadCooldown
       * Draining
+      * TooManyConnections
   * WorkerError            a worker process could not do its part
     * LoadFailed
       * LoadOutOfMemory
@@ -166,7 +167,16 @@ class CapacityError(RosterError):
 
 
 class ModelTooLarge(CapacityError):
+    """`others` are models that the message names beside the one that was asked for; `discreetly` is it without them."""
+
     code = "model_too_large"
+
+    def __init__(
+        self, message: str, *, param: str | None = None, others: tuple[str, ...] = (), discreetly: str | None = None
+    ) -> None:
+        super().__init__(message, param=param)
+        self.others = others
+        self.discreetly = message if discreetly is None else discreetly
 
 
 class Busy(CapacityError):
@@ -197,6 +207,12 @@ class Draining(Busy):
     """The server is shutting down, or the model is going away."""
 
     code = "draining"
+
+
+class TooManyConnections(Busy):
+    """Clients have taken all the connections that this process may have open."""
+
+    code = "too_many_connections"
 
 
 class WorkerError(RosterError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from mlx_roster.config import ModelEntry, Roster, format_bytes
@@ -13,10 +13,13 @@ from mlx_roster.core import Device
 from mlx_roster.errors import ConfigError, LoadFailed, ModelNotFound
 from mlx_roster.loaders.discover import discover
 from mlx_roster.loaders.sizes import estimate
-from mlx_roster.loaders.source import cached, draft_folders
+from mlx_roster.loaders.source import cached, draft_folders, offline_by_environment
 from mlx_roster.registry.catalog import Catalog
 
 logger = logging.getLogger(__name__)
+
+#: Models that are not here are named up to so many.
+NAMED = 5
 
 
 class Reading:
@@ -28,7 +31,7 @@ class Reading:
 
     def again(self) -> tuple[Roster, int]:
         """The roster as it is now and its budget in bytes. Raises ConfigError."""
-        if self._source.path is None:
+        if not self._source.changes:
             raise ConfigError("the server was started with --model: there is no roster file to read again")
         return self.completed(self._source.read())
 
@@ -41,7 +44,8 @@ class Reading:
                 roster = with_discovered(roster)
             check_kept(roster, budget)
         except ConfigError as error:
-            raise ConfigError(f"{self._source.path or '--model'}: {error.message}") from error
+            raise ConfigError(f"{self._source.origin}: {error.message}") from error
+        _warn_of_absent(roster)
         if budget > self._device.working_set:
             logger.warning(
                 "memory.budget: %s is more than the %s that this machine recommends: loads may fail, or slow it down",
@@ -60,6 +64,26 @@ def with_discovered(roster: Roster) -> Roster:
         except ModelNotFound as error:
             raise ConfigError(f"default_model: {error.message}") from error
     return found
+
+
+def _warn_of_absent(roster: Roster) -> None:
+    """Say which models could not be loaded if they were asked for now. The others are served all the same."""
+    absent = list(_absent(roster))
+    for line in absent[:NAMED]:
+        logger.warning(line)
+    if len(absent) > NAMED:
+        logger.warning("%d more models are not here; mlx-roster check names them", len(absent) - NAMED)
+
+
+def _absent(roster: Roster) -> Iterator[str]:
+    offline = roster.offline or offline_by_environment()
+    for name, entry in roster.models.items():
+        if isinstance(entry.source, Path):
+            if not entry.source.is_dir():
+                yield f"{name}: its folder {entry.source} does not exist"
+        elif offline and cached(entry.source, entry.revision, code=entry.trust_remote_code) is None:
+            why = "the roster says offline" if roster.offline else "HF_HUB_OFFLINE is set"
+            yield f"{name}: {entry.source} is not in the Hub cache, and {why}; mlx-roster pull {entry.source} gets it"
 
 
 def check_kept(roster: Roster, budget: int) -> None:

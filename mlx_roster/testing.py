@@ -13,7 +13,18 @@ from typing import Any
 import msgspec
 
 from mlx_roster.config import ModelEntry
-from mlx_roster.core import Capabilities, Delta, Generation, Limits, Located, Measured, ModelSource, Owner, Usage
+from mlx_roster.core import (
+    Capabilities,
+    Counters,
+    Delta,
+    Generation,
+    Limits,
+    Located,
+    Measured,
+    ModelSource,
+    Owner,
+    Usage,
+)
 from mlx_roster.errors import RosterError, WorkerCrashed
 from mlx_roster.workers.stream import SequenceStream
 
@@ -36,6 +47,11 @@ class FakeWorker:
         capabilities = Capabilities(vocabulary=512, context=source.limits.max_context, adapters=True)
         self.capabilities = msgspec.structs.replace(capabilities, **parent.capabilities.get(source.name, {}))
         self.progressed = time.monotonic()
+        #: Set by a test: it hangs, since then.
+        self.awaited: float | None = None
+        self._counted = Counters()
+        # The adapters in its slots, the last used last.
+        self._placed: list[str] = []
         #: What it was last told it may take, and to live by.
         self.shared: int | None = None
         self.limits = source.limits
@@ -46,15 +62,34 @@ class FakeWorker:
         self._tasks: dict[int, asyncio.Task[None]] = {}
 
     def submit(self, generation: Generation) -> list[SequenceStream]:
-        return [self._start(generation) for _ in range(generation.n)]
+        return [self._start(generation, first=not index) for index in range(generation.n)]
 
-    def _start(self, generation: Generation) -> SequenceStream:
+    @property
+    def counters(self) -> Counters:
+        slots = self.source.max_adapters
+        return self._counted + Counters(running=len(self.running), slots=slots, filled=len(self._placed))
+
+    def _place(self, adapter: str) -> None:
+        if adapter in self._placed:
+            self._placed.remove(adapter)
+        else:
+            full = len(self._placed) >= max(1, self.source.max_adapters)
+            if full:
+                self._placed.pop(0)
+            self._counted += Counters(placed=1, displaced=int(full))
+        self._placed.append(adapter)
+
+    def _start(self, generation: Generation, *, first: bool) -> SequenceStream:
         self._sequences += 1
         sequence = self._sequences
         adapter = f" with {generation.adapter.name}" if generation.adapter else ""
         self._parent.note(f"submit {self.source.name}{adapter}")
+        if generation.adapter:
+            self._place(generation.adapter.name)
         stream = self.running[sequence] = SequenceStream(lambda: self._cancel(sequence))
-        self._tasks[sequence] = asyncio.get_running_loop().create_task(self._say(sequence, stream, generation))
+        self._tasks[sequence] = asyncio.get_running_loop().create_task(
+            self._say(sequence, stream, generation, first=first)
+        )
         return stream
 
     def share(self, size: int) -> None:
@@ -72,6 +107,10 @@ class FakeWorker:
         self._parent.note(f"stop {self.source.name}")
         if self.running:
             self._parent.wrongs.append(f"{self.source.name} was stopped while {len(self.running)} sequences ran on it")
+        await self._parent.gate(f"stop {self.source.name}").wait()
+
+    async def kill(self) -> None:
+        self._parent.note(f"kill {self.source.name}")
         await self._parent.gate(f"stop {self.source.name}").wait()
 
     def report(self, active: int, bank: int = 0, prompts: int = 0) -> None:
@@ -92,7 +131,7 @@ class FakeWorker:
         for stream in running.values():
             stream.fail(error)
 
-    async def _say(self, sequence: int, stream: SequenceStream, generation: Generation) -> None:
+    async def _say(self, sequence: int, stream: SequenceStream, generation: Generation, *, first: bool) -> None:
         pieces = self._parent.script(generation)
         try:
             for count, piece in enumerate(pieces, 1):
@@ -103,9 +142,12 @@ class FakeWorker:
                 )
                 if count == len(pieces):
                     usage = delta.usage or Usage(prompt=1, completion=count)
+                    if first:  # the others of one prompt take it from this one
+                        self._counted += Counters(queried=usage.prompt, hits=usage.cached)
                     delta = msgspec.structs.replace(delta, finish=delta.finish or "stop", usage=usage)
                     del self.running[sequence]
                 self.progressed = time.monotonic()
+                self._counted += Counters(steps=1)
                 stream.push(delta)
         except RosterError as error:
             del self.running[sequence]

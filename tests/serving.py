@@ -34,7 +34,7 @@ class Server:
         self._more = threading.Condition()
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
-        self.url = self.logged(r"^ready at (\S+)")
+        self.url = self.logged(r"\bready at ([^\s\"]+)")
 
     def _read(self) -> None:
         assert self.process.stderr is not None
@@ -84,12 +84,24 @@ class Server:
 
 
 @contextmanager
-def serving(*arguments: str, port: int | None = 0, environment: dict[str, str] | None = None) -> Iterator[Server]:
-    """`mlx-roster ARGUMENTS` until the block ends: on a free port, or on one that `environment` names."""
+def serving(
+    *arguments: str,
+    port: int | None = 0,
+    environment: dict[str, str] | None = None,
+    log: str | None = "text",
+    ulimit: str = "",
+) -> Iterator[Server]:
+    """`mlx-roster ARGUMENTS` until the block ends: on a free port, or on one that `environment` names.
+
+    `log` is what its log looks like (None leaves that to the roster), `ulimit` what the shell's command of that name
+    is told first.
+    """
     flags = [] if port is None else ["--port", str(port)]
+    flags += [] if log is None else ["--log-format", log]
+    limited = ["sh", "-c", f'ulimit {ulimit} && exec "$@"', "sh"] if ulimit else []
     inherited = {key: value for key, value in os.environ.items() if key not in ("HOST", "PORT")}
     process = subprocess.Popen(
-        [sys.executable, "-m", "mlx_roster", *arguments, *flags, "--verbose"],
+        [*limited, sys.executable, "-m", "mlx_roster", *arguments, *flags, "--verbose"],
         stderr=subprocess.PIPE,
         text=True,
         env=inherited | (environment or {}),

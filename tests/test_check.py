@@ -206,6 +206,7 @@ def test_json(base: Path) -> None:
         "working_set": report.working_set,
         "together": ["a"],
         "problems": [],
+        "remarks": [],
         "models": [
             {
                 "name": "a",
@@ -231,3 +232,45 @@ def test_json(base: Path) -> None:
             },
         ],
     }
+
+
+OPS = "{name: ops, key: 0123456789abcdef-ops, scopes: [admin]}"
+
+
+@pytest.mark.parametrize(
+    ("key", "more", "remark"),
+    [
+        ("{models: ['*']}", "", None),
+        ("{models: [a, 'sma*', 'a:x', '*:y']}", "", None),
+        ("{models: [c]}", "", "auth.keys: laptop opens no model: none is called c"),
+        ("{models: [c, 'd*']}", "", "auth.keys: laptop opens no model: none is called c or d*"),
+        ("{models: [a, c]}", "", "auth.keys: of laptop, no model is called c"),
+        ("{models: ['a:z']}", "", "auth.keys: laptop opens no model: none is called a:z"),
+        ("{models: [gpt]}", "", "auth.keys: laptop opens no model: none is called gpt; aliases do not count, write a"),
+        ("{models: [c]}", "discover: {hub_cache: true}", None),
+        ("{models: [c]}", "unlisted: {hub: ['*']}", None),
+        ("{models: [c]}", "unlisted: {paths: true}", None),
+        (
+            "{models: [a], scopes: [admin]}",
+            "",
+            "auth.keys: laptop has models, and lacks the scope infer: it opens none",
+        ),
+        ("{scopes: [admin]}", "", None),
+    ],
+)
+def test_keys_that_open_less_than_they_say(base: Path, key: str, more: str, remark: str | None) -> None:
+    models = "{a: {source: ./small, aliases: [gpt], adapters: {x: ./one, y: ./two}}, small: {source: ./small}}"
+    laptop = f"{{name: laptop, key: 0123456789abcdef, {key[1:]}"
+    report = check(roster(base, f"{models}\n{more}\nauth: {{keys: [{laptop}, {OPS}]}}"))
+    assert report.remarks == (() if remark is None else (remark,))
+    assert report.exit_code == 0
+    assert remark is None or remark in shown(report)
+
+
+def test_a_server_that_nobody_can_operate(base: Path) -> None:
+    keys = "[{name: laptop, key: 0123456789abcdef}]"
+    report = check(roster(base, f"{{a: {{source: ./small}}}}\nauth: {{keys: {keys}}}"))
+    assert report.remarks == (
+        "auth.keys: none has the scope admin: nobody can use ps, load, reload and the other commands",
+    )
+    assert check(roster(base, "{a: {source: ./small}}")).remarks == ()

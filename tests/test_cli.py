@@ -42,7 +42,8 @@ def test_an_unknown_key_ends_the_start_with_file_line_and_a_suggestion(tmp_path:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["serve"], ["serve", "r.yaml", "--model", "m"], ["serve", "r.yaml", "--adapter-path", "a"]]
+    "arguments",
+    [["serve", "--model", ""], ["serve", "r.yaml", "--model", "m"], ["serve", "r.yaml", "--adapter-path", "a"]],
 )
 def test_what_to_serve_must_be_said_once(arguments: list[str]) -> None:
     done = run(*arguments)

@@ -47,6 +47,7 @@ class Server:
         self._log = log
         inherited = {key: value for key, value in os.environ.items() if key not in ("HOST", "PORT")}
         command = [sys.executable, "-m", "mlx_roster", "serve", str(roster), "--port", "0", "--watch", "--verbose"]
+        command += ["--log-format", "text"]
         with log.open("w") as file:
             self.process = psutil.Popen(command, stderr=file, stdout=subprocess.DEVNULL, env=inherited)
         self.url = ""

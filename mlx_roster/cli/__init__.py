@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
 from mlx_roster import __version__
-from mlx_roster.cli import operating, serving
+from mlx_roster.cli import chat, doctor, operating, pulling, serving, starting, versions
 
 app = typer.Typer(
     name="mlx-roster",
@@ -19,17 +20,41 @@ app = typer.Typer(
 
 
 @app.callback(invoke_without_command=True)
-def root(version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False) -> None:
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="With --version: also those of Python, mlx and mlx-lm, as JSON.")
+    ] = False,
+) -> None:
+    if json and not version:
+        raise typer.BadParameter("goes with --version, or after a command: mlx-roster ps --json", param_hint="--json")
     if version:
-        typer.echo(f"mlx-roster {__version__}")
+        typer.echo(versions.as_json() if json else f"mlx-roster {__version__}")
         raise typer.Exit
 
 
-_serving = (serving.serve, serving.demo, serving.check)
-_operating = (
-    *(operating.ps, operating.load, operating.unload, operating.pin, operating.unpin),
-    *(operating.reload, operating.events),
-)
-for _panel, _commands in (("Serving", _serving), ("A running server", _operating)):
-    for _command in _commands:
-        app.command(rich_help_panel=_panel)(_command)
+#: Every command with an example of its use, by the panel of `--help` that it is in.
+PANELS: dict[str, dict[Callable[..., None], str]] = {
+    "Start here": {
+        serving.demo: "mlx-roster demo --port 9000",
+        doctor.doctor: "mlx-roster doctor roster.yaml",
+        pulling.pull: "mlx-roster pull mlx-community/Qwen3-4B-4bit",
+        starting.init: "mlx-roster init roster.yaml",
+        serving.check: "mlx-roster check roster.yaml",
+        serving.serve: "mlx-roster serve roster.yaml --watch",
+        chat.chat: "mlx-roster chat atlas:pirate",
+    },
+    "A running server": {
+        operating.ps: "mlx-roster ps --json",
+        operating.load: "mlx-roster load atlas",
+        operating.unload: "mlx-roster unload atlas --no-wait",
+        operating.pin: "mlx-roster pin atlas",
+        operating.unpin: "mlx-roster unpin atlas",
+        operating.reload: "mlx-roster reload",
+        operating.events: "mlx-roster events --url http://127.0.0.1:9000",
+    },
+}
+
+for _panel, _commands in PANELS.items():
+    for _command, _example in _commands.items():
+        app.command(rich_help_panel=_panel, epilog=f"Example: {_example}")(_command)

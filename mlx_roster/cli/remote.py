@@ -7,8 +7,7 @@ one request, and lines of a body that has not ended.
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote
@@ -40,27 +39,26 @@ class Refused(Exception):
     def __init__(self, body: dict[str, Any]) -> None:
         super().__init__(str(body["error"]["message"]))
         self.body = body
-
-
-def default_url(environ: Mapping[str, str] = os.environ) -> str:
-    """Where `mlx-roster serve` listens in this environment, if its roster does not say otherwise."""
-    host, port = environ.get("HOST") or "127.0.0.1", environ.get("PORT") or "8080"
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        self.code = str(body["error"].get("code"))
 
 
 class Remote:
-    """The admin API at `url`, which may end with the /v1 that clients are given. Use as a context manager.
+    """The admin API at `url`, which may end with the /v1 that clients are given, asked with `key` where there is one,
+    which is printable ASCII. Use as a context manager.
 
     All its methods raise Refused, and Unreachable also where somebody else answers.
     """
 
-    def __init__(self, url: str, patience: float = ANSWER_TIMEOUT) -> None:
+    def __init__(self, url: str, key: str | None = None, *, patience: float = ANSWER_TIMEOUT) -> None:
         self._url = (url if "://" in url else f"http://{url}").rstrip("/").removesuffix("/v1")
         self._endless = httpx2.Timeout(None, connect=CONNECT_TIMEOUT)
         try:
             # Not through a proxy of the environment: this is for servers on this machine.
             self._client = httpx2.Client(
-                base_url=self._url, timeout=httpx2.Timeout(patience, connect=CONNECT_TIMEOUT), trust_env=False
+                base_url=self._url,
+                timeout=httpx2.Timeout(patience, connect=CONNECT_TIMEOUT),
+                headers={"authorization": f"Bearer {key}"} if key else {},
+                trust_env=False,
             )
         except httpx2.InvalidURL as error:
             raise self._unreachable() from error
@@ -76,6 +74,10 @@ class Remote:
     def status(self) -> dict[str, Any]:
         """The Overview."""
         return self._ask("GET", "/admin/status", shapes.Overview)
+
+    def model(self, model: str) -> dict[str, Any]:
+        """Its ModelStatus now. May be asked on another thread while `act` waits."""
+        return self._ask("GET", f"/admin/models/{quote(model, safe='/:')}", shapes.Model)
 
     def act(self, model: str, verb: str, **flags: bool) -> dict[str, Any]:
         """Do something to a model: its ModelStatus afterwards."""

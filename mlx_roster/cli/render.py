@@ -5,14 +5,32 @@ from __future__ import annotations
 import io
 from typing import Any
 
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from mlx_roster.config.units import format_bytes
 
-_COLUMNS = ("model", "state", "leases", "queued", "bytes (estimate)", "expires in", "pinned", "last event")
-_FIGURES = frozenset({"leases", "queued", "bytes (estimate)", "expires in"})
+_COLUMNS: tuple[str, ...] = (
+    "model",
+    "state",
+    "leases",
+    "queued",
+    "bytes (estimate)",
+    "expires in",
+    "pinned",
+    "last event",
+)
+_FIGURES = frozenset({"leases", "queued", "bytes (estimate)", "expires in", "bytes", "expires"})
+
+#: What is left of them on a terminal that is not wide enough, and in which order these go where it is narrower still.
+_NARROW = ("model", "state", "leases", "queued", "bytes", "expires", "last event")
+_DISPENSABLE = ("last event", "expires", "queued", "leases")
+
+#: Columns lie so far apart. A last event of fewer characters than these tells nothing.
+_GAP = 2
+_WORTH_READING = 16
 
 #: What a reload may have changed.
 _RELOADED = ("added", "changed", "removed", "settings")
@@ -26,21 +44,30 @@ _ENDLESS = 10_000
 
 
 def show(overview: dict[str, Any], console: Console) -> None:
-    """Every model with something to say, a line each, and the budget. A terminal cuts a line where it ends."""
+    """Every model with something to say, a line each, and the budget. What a terminal has no room for is left out."""
+    models = overview["models"]
+    columns, rows = _COLUMNS, [_row(model) for model in models]
+    narrow = console.is_terminal and _width(columns, rows) > console.width
+    if narrow:
+        columns, rows = _cut(_NARROW, [_narrow_row(model) for model in models], console.width)
     table = Table(box=None, pad_edge=False)
-    for name in _COLUMNS:
+    for name in columns:
         table.add_column(name, justify="right" if name in _FIGURES else "left")
-    for model in overview["models"]:
+    for row in rows:
         # Text: names in square brackets are no markup.
-        table.add_row(*map(Text, _row(model)))
+        table.add_row(*map(Text, row))
     aligned = io.StringIO()
     Console(file=aligned, width=_ENDLESS).print(table)
-    head, *rows = aligned.getvalue().splitlines()
-    for line, style in ((head, "bold"), *((row, "") for row in rows)):
+    head, *lines = aligned.getvalue().splitlines()
+    for line, style in ((head, "bold"), *((line, "") for line in lines)):
         if console.is_terminal:
             console.print(Text(line.rstrip(), style), no_wrap=True, overflow="ellipsis")
         else:
             _say(line.rstrip(), console)
+    if narrow:
+        # Why a model failed is never left out.
+        for line in (f"{model['id']}: {_last(model)}" for model in models if model["cooldown"]):
+            _say(line, console)
     for line in footer(overview):
         _say(line, console)
 
@@ -95,8 +122,7 @@ def rough(seconds: float) -> str:
 
 
 def _row(status: dict[str, Any]) -> tuple[str, ...]:
-    events, size = status["events"], status["bytes"]
-    last = f"{_one_line(events[-1]['what'])}, {rough(events[-1]['seconds_ago'])} ago" if events else ""
+    size = status["bytes"]
     return (
         status["id"],
         _state(status),
@@ -105,8 +131,45 @@ def _row(status: dict[str, Any]) -> tuple[str, ...]:
         f"{_amount(size['measured'])} ({_amount(size['estimated'])})",
         "-" if status["expires_in"] is None else rough(status["expires_in"]),
         "yes" if status["pinned"] else "-",
-        last,
+        _last(status),
     )
+
+
+def _narrow_row(status: dict[str, Any]) -> tuple[str, ...]:
+    """The same, in the columns of `_NARROW`. An amount that is only estimated begins with `~`."""
+    model, state, leases, queued, _, expires, _, last = _row(status)
+    measured, estimated = status["bytes"]["measured"], status["bytes"]["estimated"]
+    size = f"~{_amount(estimated)}" if measured is None and estimated is not None else _amount(measured)
+    return model, f"{state}, pinned" if status["pinned"] else state, leases, queued, size, expires, last
+
+
+def _cut(
+    columns: tuple[str, ...], rows: list[tuple[str, ...]], width: int
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """As many of the columns as `width` has room for; what happened last, which comes last, may itself be cut."""
+    room = width - _width(columns[:-1], [row[:-1] for row in rows]) - _GAP
+    if room >= _WORTH_READING:
+        return columns, [
+            (*row[:-1], set_cell_size(row[-1], room - 1) + "…") if cell_len(row[-1]) > room else row for row in rows
+        ]
+    for name in _DISPENSABLE:
+        if _width(columns, rows) <= width:
+            break
+        place = columns.index(name)
+        columns = columns[:place] + columns[place + 1 :]
+        rows = [row[:place] + row[place + 1 :] for row in rows]
+    return columns, rows
+
+
+def _width(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> int:
+    """Of the lines that these make, in cells of a terminal."""
+    widths = [max(map(cell_len, column)) for column in zip(columns, *rows, strict=True)]
+    return sum(widths) + _GAP * (len(widths) - 1)
+
+
+def _last(status: dict[str, Any]) -> str:
+    events = status["events"]
+    return f"{_one_line(events[-1]['what'])}, {rough(events[-1]['seconds_ago'])} ago" if events else ""
 
 
 def _state(status: dict[str, Any]) -> str:

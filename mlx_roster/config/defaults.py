@@ -22,29 +22,46 @@ class Defaults(Settings):
 
     max_tokens: int | None = Field(default=None, ge=1, le=_MAX, description="Tokens to generate at most.")
     temperature: float | None = Field(default=None, ge=0, description="0 always takes the likeliest token.")
-    top_p: float | None = Field(default=None, gt=0, le=1, description="Likeliest tokens up to this sum; 1 is off.")
-    top_k: _Count | None = Field(default=None, description="So many of the likeliest tokens; 0 is off.")
+    top_p: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Take from the likeliest tokens up to this sum of probabilities; 1 is off.",
+    )
+    top_k: _Count | None = Field(default=None, description="Take from so many of the likeliest tokens; 0 is off.")
     min_p: float | None = Field(
-        default=None, ge=0, le=1, description="Tokens at least this likely, relative to the likeliest; 0 is off."
+        default=None,
+        ge=0,
+        le=1,
+        description="Take from tokens at least this likely, relative to the likeliest; 0 is off.",
     )
     xtc_probability: float | None = Field(
         default=None, ge=0, le=1, description="How often the likeliest tokens are left out; 0 is off."
     )
     xtc_threshold: float | None = Field(
-        default=None, ge=0, le=0.5, description="Tokens at least this likely may be left out, all but the last of them."
+        default=None,
+        ge=0,
+        le=0.5,
+        description="Tokens at least this likely are then left out, all but the least likely of them.",
     )
     repetition_penalty: float | None = Field(
         default=None, gt=0, description="Above 1, tokens that were there are less likely; 1 is off."
     )
-    repetition_context_size: _Count | None = Field(default=None, description="It looks at the last so many tokens.")
-    presence_penalty: float | None = Field(
-        default=None, ge=-2, le=2, description="Taken from the logit of tokens that were there; 0 is off."
+    repetition_context_size: _Count | None = Field(
+        default=None, description="It looks at the last so many tokens; at 0 it is off."
     )
-    presence_context_size: _Count | None = Field(default=None, description="It looks at the last so many tokens.")
+    presence_penalty: float | None = Field(
+        default=None, ge=-2, le=2, description="Taken from the logits of tokens that were there; 0 is off."
+    )
+    presence_context_size: _Count | None = Field(
+        default=None, description="It looks at the last so many tokens; at 0 it is off."
+    )
     frequency_penalty: float | None = Field(
         default=None, ge=-2, le=2, description="Taken for each time that a token was there; 0 is off."
     )
-    frequency_context_size: _Count | None = Field(default=None, description="It looks at the last so many tokens.")
+    frequency_context_size: _Count | None = Field(
+        default=None, description="It looks at the last so many tokens; at 0 it is off."
+    )
     stop: Annotated[tuple[_Stop, ...], Field(strict=False)] | None = Field(
         default=None, description="Strings that end an answer, and are not part of it."
     )

@@ -177,7 +177,8 @@ class _Builder:
         except KeyError:
             return self._refuse(_forbidden(tag), node, location)
         except ValueError:
-            return self._refuse(f"{text[:40]} is no !!{tag.removeprefix(_TAG)}", node, location)
+            # As it is written: what stands for a variable may be a secret.
+            return self._refuse(f"{node.value[:40]} is no !!{tag.removeprefix(_TAG)}", node, location)
 
 
 def _is_unicode(text: str) -> bool:

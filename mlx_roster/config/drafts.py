@@ -40,7 +40,7 @@ class DraftEntry(Settings):
     """A model that drafts for another."""
 
     model: str = Field(
-        description="The name of another model in this file, or a source as models have it, with a slash."
+        description="The name of another model in this file, no alias; or a source as models have it, with a slash."
     )
     tokens: int = Field(
         default=3,

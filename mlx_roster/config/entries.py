@@ -33,10 +33,10 @@ class KvSettings(Settings):
     """How a model keeps the keys and values of its sequences."""
 
     bits: Literal[2, 3, 4, 5, 6, 8] | None = Field(
-        default=None, description="Bits of each number: 2, 3, 4, 5, 6 or 8; as the model computes them if left out."
+        default=None, description="Bits for each number of the keys and values; as the model computes them if left out."
     )
     group_size: Literal[32, 64, 128] = Field(
-        default=64, description="How many numbers share a scale, at most: 32, 64 or 128."
+        default=64, description="How many numbers share a scale and a bias, at most."
     )
 
 
@@ -48,7 +48,7 @@ class AdapterEntry(Settings):
         default_factory=dict,
         description="Names that mean the model with this adapter: a list, or a mapping from names to defaults.",
     )
-    pin: bool = Field(default=False, description="Keep it in memory from its first use, as long as its model is.")
+    pin: bool = Field(default=False, description="Keep it in memory from its first use on, as long as its model is.")
     defaults: Defaults = Field(default_factory=Defaults, description="Come before those of its model.")
 
     @field_validator("source", mode="plain", json_schema_input_type=str)
@@ -78,28 +78,32 @@ class ModelEntry(Settings):
     pin: bool = Field(default=False, description="Once loaded, it is never unloaded to make room, nor by its ttl.")
     preload: bool = Field(default=False, description="Load it when the server starts, in this file's order.")
     ttl: Lifetime | None = Field(
-        default=None, description='How long it stays loaded after its last request, or "never"; scheduling.ttl else.'
+        default=None,
+        description='How long it stays loaded after its last request, or "never"; scheduling.ttl if left out.',
     )
     priority: int = Field(
         default=0, ge=-100, le=100, description="Of the models that requests wait for, the highest is loaded first."
     )
     max_queued: int | None = Field(
-        default=None, ge=0, description="Requests that wait for this model; only scheduling.max_queued if left out."
+        default=None,
+        ge=0,
+        description="Requests that wait for this model; only scheduling.max_queued counts if left out.",
     )
     trust_remote_code: bool = Field(
         default=False, description="Run the Python files in its folder. They can do whatever the server can."
     )
     max_concurrency: int = Field(default=32, ge=1, description="Sequences decoded together; more wait.")
     max_context: int | None = Field(
-        default=None, ge=1, description="Prompt and completion in tokens; the model's own limit if left out."
+        default=None, ge=1, description="Prompt and completion, in tokens; the model's own limit if left out."
     )
     prompt_cache: PromptCacheSettings = Field(
         default_factory=PromptCacheSettings, description="What is kept of finished requests to spare later ones work."
     )
     kv: KvSettings = Field(default_factory=KvSettings, description="How the KV caches of its sequences are kept.")
-    max_adapters: int = Field(default=8, ge=1, description="Adapters held in memory at once; any number may be listed.")
+    max_adapters: int = Field(default=8, ge=1, description="Adapters in memory at once; any number may be listed.")
     draft: Drafts = Field(
-        default=(), description="Small models that draft for this one, so that single requests are answered faster."
+        default=(),
+        description="A small model that drafts for this one, so that single requests are answered faster; or several.",
     )
     chat_template: ChatTemplateFile | None = Field(
         default=None, description="A Jinja file, relative to this file, that is used instead of the model's own."
@@ -113,7 +117,7 @@ class ModelEntry(Settings):
     )
     adapters: Mapping[
         Name, Annotated[AdapterEntry, BeforeValidator(_spelled_out, json_schema_input_type=str | AdapterEntry)]
-    ] = Field(default_factory=dict, description="LoRA adapters by name: a folder, or source and aliases.")
+    ] = Field(default_factory=dict, description="LoRA adapters by name: a folder, or an adapter's own keys.")
 
     @field_validator("source", mode="plain", json_schema_input_type=str)
     @classmethod

@@ -17,7 +17,7 @@ from mlx_roster.config.model import Roster, open_to_all
 from mlx_roster.config.names import clashes, sanitized
 from mlx_roster.config.paths import names_folder
 from mlx_roster.config.problems import Problem, config_error, from_pydantic
-from mlx_roster.config.settings import ServerSettings, is_loopback
+from mlx_roster.config.settings import ServerSettings, reaches_others
 from mlx_roster.errors import ConfigError
 
 
@@ -73,7 +73,8 @@ def _exposed(document: Marked) -> Iterator[Problem]:
     plain = document.plain
     server, auth = plain.get("server"), plain.get("auth")
     host = server.get("host") if isinstance(server, dict) else None
-    if isinstance(host, str) and not is_loopback(host) and not (isinstance(auth, dict) and auth.get("keys")):
+    keyed = isinstance(auth, dict) and auth.get("keys")
+    if isinstance(host, str) and not keyed and reaches_others(host):
         location = ("server", "host")
         yield Problem(open_to_all(host), location, document.line_of(location))
 
@@ -121,8 +122,8 @@ def with_overrides(roster: Roster, host: str | None = None, port: int | None = N
             origins[key] = key.upper()
             settings[key] = int(variable) if key == "port" and re.fullmatch("[0-9]{1,9}", variable) else variable
     lines = []
-    if isinstance(host := settings["host"], str) and not roster.auth.keys and not is_loopback(host):
-        lines.append(Problem(open_to_all(host)).render(origins["host"]))
+    if isinstance(address := settings["host"], str) and not roster.auth.keys and reaches_others(address):
+        lines.append(Problem(open_to_all(address)).render(origins["host"]))
     try:
         server = ServerSettings.model_validate(settings)
     except ValidationError as error:

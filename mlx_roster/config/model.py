@@ -47,17 +47,23 @@ class Roster(Settings):
         default_factory=SchedulingSettings, description="Waiting, loading and unloading."
     )
     logs: LogSettings = Field(default_factory=LogSettings, description="What the server writes to its log.")
-    defaults: Defaults = Field(default_factory=Defaults, description="For requests to any model.")
+    defaults: Defaults = Field(
+        default_factory=Defaults, description="Values for request fields that a request leaves out, for any model."
+    )
     generation_config: bool = Field(
-        default=False, description="Heed a model's own generation_config.json where no defaults say anything."
+        default=False, description="Heed a model's own generation_config.json, where no defaults say anything."
     )
     unlisted: UnlistedSettings = Field(
         default_factory=UnlistedSettings, description="What a request may name beyond this file; nothing if left out."
     )
     discover: DiscoverSettings = Field(
-        default_factory=DiscoverSettings, description="Models that are served without being listed here."
+        default_factory=DiscoverSettings, description="Models that are served without being listed."
     )
-    offline: bool = Field(default=False, description="Never use the network: Hub models come from the local cache.")
+    offline: bool = Field(
+        default=False,
+        description="Never use the network: Hub models come from the local cache, and one that is not there fails to "
+        "load.",
+    )
     default_model: Name | None = Field(
         default=None, description="The model, or alias, of requests that name none. A single model needs no saying."
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from mlx_roster.config.values import (
     Budget,
@@ -28,12 +28,15 @@ class Settings(BaseModel):
 class ServerSettings(Settings):
     """Where the server listens and what it takes."""
 
-    host: str = Field(default="127.0.0.1", description="Address to listen on. Any but a loopback one needs auth.keys.")
-    port: int = Field(default=8080, ge=0, le=65535, description="Port to listen on; 0 takes any free one.")
+    host: str = Field(
+        default="127.0.0.1", description="The address to listen on. Any but a loopback one needs auth.keys."
+    )
+    port: int = Field(default=8080, ge=0, le=65535, description="The port to listen on; 0 takes any that is free.")
     hosts: tuple[HostName, ...] = Field(
         default=(),
         strict=False,
-        description="Names beside the loopback ones by which a server on a loopback address may be asked: a proxy's.",
+        description="Names by which a server on a loopback address may be asked, beside the loopback ones: that of a "
+        "proxy before it.",
     )
     cors_origins: tuple[Origin, ...] = Field(
         default=(),
@@ -42,15 +45,15 @@ class ServerSettings(Settings):
     )
     strict_fields: bool = Field(
         default=False,
-        description="Refuse unknown request fields instead of naming them in the x-roster-ignored header.",
+        description="Refuse unknown request fields. Otherwise they are named in the header x-roster-ignored.",
     )
     request_limit: Size = Field(
         default="8MiB",
         validate_default=True,
         le=128 * 2**20,  # half of the largest frame to a worker: see workers/wire.py
-        description="Largest request body: a size, or a number of bytes; at most 128MiB.",
+        description="The largest request body, up to 128MiB.",
     )
-    n_limit: int = Field(default=8, ge=1, description="Answers that one request may ask for, by its field n.")
+    n_limit: int = Field(default=8, ge=1, description="How many answers one request may ask for, by its field n.")
     header_timeout: Patience = Field(
         default="15s",
         validate_default=True,
@@ -65,7 +68,9 @@ class ServerSettings(Settings):
         default="75s", validate_default=True, description="How long a connection is kept open between two requests."
     )
     write_timeout: Patience = Field(
-        default="30s", validate_default=True, description="How long a client may read nothing of what there is for it."
+        default="30s",
+        validate_default=True,
+        description="How long a client may read nothing of what there is for it before it is cut off.",
     )
     write_buffer: Size = Field(
         default="4MiB",
@@ -75,8 +80,15 @@ class ServerSettings(Settings):
     shutdown_grace: Duration = Field(
         default="30s",
         validate_default=True,
-        description="How long running responses may go on after a signal to stop.",
+        description="How long running responses may go on after a signal to stop; a second signal cuts them at once.",
     )
+
+    @field_validator("host")
+    @classmethod
+    def _an_address(cls, host: str) -> str:
+        if (problem := host_problem(host)) is not None:
+            raise ValueError(problem)
+        return host
 
 
 class MemorySettings(Settings):
@@ -93,7 +105,7 @@ class MemorySettings(Settings):
         description="Added to the estimate of a model's size before it is loaded, for what grows with use.",
     )
     spare_worker: bool = Field(
-        default=True, description="Keep one idle worker with mlx already imported, so that a load starts at once."
+        default=True, description="Keep one idle worker that has imported mlx already, so that a load starts at once."
     )
 
 
@@ -114,11 +126,15 @@ class SchedulingSettings(Settings):
     queue_timeout: Duration = Field(
         default="2m",
         validate_default=True,
-        description="How long a request waits for its model's load to begin before it is refused.",
+        description="How long a request waits for its model's load to begin; then it is refused with 503.",
     )
-    max_queued: int = Field(default=512, ge=0, description="Requests that wait, for all models together.")
+    max_queued: int = Field(
+        default=512, ge=0, description="Requests that wait, for all models together; the next is refused with 429."
+    )
     load_timeout: Patience = Field(
-        default="5m", validate_default=True, description="How long a load may go on without getting any further."
+        default="5m",
+        validate_default=True,
+        description="How long a load or a download may go on without getting any further before it fails.",
     )
     stall_timeout: Patience = Field(
         default="1m",
@@ -128,7 +144,8 @@ class SchedulingSettings(Settings):
     drain_timeout: Duration = Field(
         default="1m",
         validate_default=True,
-        description="How long a model that is to go may keep running requests without producing anything for them.",
+        description="How long a model that is to go may keep running requests without producing anything for them; "
+        "then they are cut.",
     )
     ttl: Lifetime = Field(
         default="15m",
@@ -141,7 +158,9 @@ class LogSettings(Settings):
     """What it says of itself."""
 
     format: Literal["auto", "text", "json"] = Field(
-        default="auto", description="auto: for people on a terminal, else one JSON object for each line."
+        default="auto",
+        description="How lines are written: text for people, json for one object a line; auto is text on a terminal "
+        "and json otherwise.",
     )
     prompts: bool = Field(
         default=False, description="Log what requests ask and what is answered. Otherwise none of it is ever logged."
@@ -152,21 +171,48 @@ class UnlistedSettings(Settings):
     """What a request may name beyond this file."""
 
     hub: tuple[Glob, ...] = Field(
-        default=(), strict=False, description='Globs of Hub repo ids that may be loaded, such as "mlx-community/*".'
+        default=(),
+        strict=False,
+        description='Globs of Hub repo ids that a request may name, and so have downloaded: ["mlx-community/*"].',
     )
     paths: bool = Field(
         default=False,
-        description="Allow folders of models and adapters below the directory that the server was started in.",
+        description="Let a request name a folder, of a model or an adapter, below the directory that the server was "
+        "started in.",
     )
 
 
 class DiscoverSettings(Settings):
     """Models that are served without being listed in this file."""
 
-    hub_cache: bool = Field(default=False, description="Serve every MLX model that is in the local Hub cache.")
+    hub_cache: bool = Field(
+        default=False, description="Serve every MLX model that is in the local Hub cache, by its repo id."
+    )
+
+
+def host_problem(host: str) -> str | None:
+    """What is wrong with `host` as an address to listen on, as far as that can be seen by looking at it."""
+    if not host:
+        return "should not be empty: 127.0.0.1 is this machine for itself, 0.0.0.0 is every address that it has"
+    if host.startswith("[") and host.endswith("]"):
+        return f"should be without brackets: {host[1:-1]}"
+    if "/" in host:
+        return "should be an address and no URL: 127.0.0.1"
+    if ":" in host:
+        try:
+            IPv6Address(host)
+        except AddressValueError:
+            return "is no address; the port goes into server.port" if host.count(":") == 1 else "is no IPv6 address"
+    return "should be without spaces" if any(map(str.isspace, host)) else None
+
+
+def reaches_others(host: str) -> bool:
+    """Whether listening on `host` is listening to other machines. What is no address reaches nobody."""
+    return host_problem(host) is None and not is_loopback(host)
 
 
 def is_loopback(host: str) -> bool:
+    """Whether listening on `host` is listening to this machine alone."""
     if host.lower() == "localhost":
         return True
     try:

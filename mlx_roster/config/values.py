@@ -33,13 +33,13 @@ _MultipleText = Annotated[str, Field(pattern=MULTIPLE_PATTERN)]
 _Seconds = Annotated[float, Field(ge=0)]
 _Moment = Annotated[float, Field(gt=0)]
 # Without "/" or "*" it would match nothing. As `fnmatch` reads it.
-_GLOB_PATTERN = r"^[A-Za-z0-9_.?\[\]!-]*[/*][A-Za-z0-9_./*?\[\]!-]*$"
+GLOB_PATTERN = r"^[A-Za-z0-9_.?\[\]!-]*[/*][A-Za-z0-9_./*?\[\]!-]*$"
 # A scheme of its own is what desktop applications have.
-_ORIGIN_PATTERN = r"^(\*|[A-Za-z][A-Za-z0-9+.-]*://[A-Za-z0-9._~\[\]:-]+)$"
-_OriginText = Annotated[str, Field(pattern=_ORIGIN_PATTERN)]
-_HOST_PATTERN = r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$"
-_HostText = Annotated[str, Field(pattern=_HOST_PATTERN)]
-_GlobText = Annotated[str, Field(pattern=_GLOB_PATTERN)]
+ORIGIN_PATTERN = r"^(\*|[A-Za-z][A-Za-z0-9+.-]*://[A-Za-z0-9._~\[\]:-]+)$"
+_OriginText = Annotated[str, Field(pattern=ORIGIN_PATTERN)]
+HOST_PATTERN = r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$"
+_HostText = Annotated[str, Field(pattern=HOST_PATTERN)]
+_GlobText = Annotated[str, Field(pattern=GLOB_PATTERN)]
 
 
 def _budget(value: object) -> Share | int:
@@ -89,7 +89,7 @@ def _patience(value: object) -> float:
 def _glob(value: object) -> str:
     if not isinstance(value, str):
         raise PydanticCustomError("string_type", "Input should be a valid string")
-    if re.fullmatch(_GLOB_PATTERN, value) is None:
+    if re.fullmatch(GLOB_PATTERN, value) is None:
         raise ValueError("should be a glob of Hub repo ids, which are org/name: mlx-community/* or, for all of them, *")
     return value
 
@@ -97,7 +97,7 @@ def _glob(value: object) -> str:
 def _origin(value: object) -> str:
     if not isinstance(value, str):
         raise PydanticCustomError("string_type", "Input should be a valid string")
-    if value == "null" or re.fullmatch(_ORIGIN_PATTERN, value) is None:
+    if value == "null" or re.fullmatch(ORIGIN_PATTERN, value) is None:
         raise ValueError('should be an exact origin, as https://app.example.com or http://localhost:3000, or "*"')
     return value.lower()
 
@@ -105,7 +105,7 @@ def _origin(value: object) -> str:
 def _host_name(value: object) -> str:
     if not isinstance(value, str):
         raise PydanticCustomError("string_type", "Input should be a valid string")
-    if re.fullmatch(_HOST_PATTERN, value) is None:
+    if re.fullmatch(HOST_PATTERN, value) is None:
         raise ValueError("should be a host name without a port, as llm.example.com")
     return value.lower()
 

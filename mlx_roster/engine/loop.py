@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,7 +13,7 @@ from typing import Any, Protocol, Self
 
 import mlx.core as mx
 
-from mlx_roster.core import Capabilities, Delta, Generation, Limits, Measured, ModelSource
+from mlx_roster.core import Capabilities, Counters, Delta, Generation, Limits, Measured, ModelSource
 from mlx_roster.engine.batch import Admission, copied
 from mlx_roster.engine.caches import batchable, cache_size, make_caches, quantization_for
 from mlx_roster.engine.drafting import DraftedBatch, Drafts
@@ -28,8 +29,10 @@ from mlx_roster.engine.rows import Row
 from mlx_roster.engine.sampling import Sampler
 from mlx_roster.engine.scheduler import Plan, Scheduler
 from mlx_roster.engine.sequences import Cancel, Rejection, Sequence, Token
+from mlx_roster.engine.tally import Tally
 from mlx_roster.engine.text import Voices, prompt_text, token_bytes
 from mlx_roster.errors import AdapterIncompatible, InternalError, RosterError
+from mlx_roster.logs import fields, written
 from mlx_roster.tensors import AdapterReader, Loaded
 
 logger = logging.getLogger(__name__)
@@ -49,6 +52,9 @@ class Output(Protocol):
 
     def report(self, measured: Measured) -> None:
         """The engine holds this much: said when it has nothing to do, and when that has changed a good deal."""
+
+    def counted(self, counters: Counters) -> None:
+        """It has come so far: said before what a sequence ends with, when it has nothing to do, and now and then."""
 
 
 class Engine:
@@ -76,6 +82,8 @@ class Engine:
         spell = token_bytes(loaded.tokenizer)
         self._scheduler = Scheduler(self._together(limits), source.max_adapters, self._memory.room, spell)
         self._bank = Bank(loaded.model, routing, source.max_adapters)
+        slots = self._scheduler.slots if self._bank.targets else None
+        self._tally = Tally(self._scheduler, slots, self._memory, self._prefixes, lambda: self._batch.nbytes)
         self._prompts = Prompts(
             loaded.tokenizer,
             loaded.vocabulary,
@@ -105,6 +113,7 @@ class Engine:
         self._failed = False
         self._rested = False
         self._closed = False
+        self._turning: float | None = None
         self._memory.hold()
         self._preparer.start()
 
@@ -171,6 +180,21 @@ class Engine:
         """What is in use now, to be told. For the engine's thread."""
         return self._memory.measured()
 
+    def counters(self) -> Counters:
+        """What has been counted by now. From any thread."""
+        return self._tally.counters()
+
+    @property
+    def awaited(self) -> float | None:
+        """Since when one of its threads has been at one thing, or has had something to begin with, the longest of all;
+        in `time.monotonic()`, None where there is nothing to do. From any thread.
+
+        One step is one thing, however much of a prompt it takes in, and so is one request's preparation.
+        """
+        # In the order in which requests go: what leaves one place is in the next one by then.
+        every = (self._preparer.awaited, self._inbox.since, self._turning)
+        return min((since for since in every if since is not None), default=None)
+
     def run(self) -> None:
         """Serve until stopped. Raises what a step raised if the very next one fails too: the model is beyond help."""
         while not self._stopped:
@@ -178,7 +202,11 @@ class Engine:
 
     def turn(self) -> None:
         """One step, or, with nothing to do, waiting for a command."""
-        for command in self._drain():
+        commands = self._drain()
+        # With nothing that is new, and nothing that runs, to go round once more is not to get any further.
+        if commands or self._scheduler.running:
+            self._turning = time.monotonic()
+        for command in commands:
             self._apply(command)
         plan = self._scheduler.schedule()
         self._publish(self._scheduler.fold(self._step(plan)))
@@ -186,6 +214,7 @@ class Engine:
     def _drain(self) -> list[Command]:
         if not self._scheduler.idle:
             return self._inbox.drain(block=False)
+        self._turning = None
         if self._rested:
             return self._inbox.drain(block=True)
         commands = self._inbox.drain(block=True, timeout=LINGER)
@@ -199,6 +228,7 @@ class Engine:
         mx.clear_cache()
         self._memory.hold()
         self._rested = True
+        self._output.counted(self._tally.weighed())
         self._output.report(self.measured())
 
     def _apply(self, command: Command) -> None:
@@ -208,7 +238,7 @@ class Engine:
             case Rejection():
                 # It may have been waiting already, and its adapter have become unreadable.
                 self._scheduler.apply(Cancel(command.sequence))
-                self._output.rejected(command.sequence, command.error)
+                self._reject(command)
             case Share(size):
                 if self._memory.take(size):
                     self._output.report(self.measured())
@@ -242,7 +272,7 @@ class Engine:
     def _step(self, plan: Plan) -> list[Token]:
         for sequence in plan.fetch:
             if sequence.adapter is not None:
-                self._preparer.fetch(sequence.id, sequence.adapter.source)
+                self._preparer.fetch(sequence.id, sequence.adapter.source, sequence.request)
         if self._scheduler.idle and not plan.drop:
             return []
         self._rested = False
@@ -254,6 +284,7 @@ class Engine:
             self._recover(error)
             return []
         self._failed = False
+        self._tally.steps += 1
         # A step that only takes in prompts says nothing: so that it is known to go on, now and then it does.
         if self._memory.watch() or (not tokens and self._memory.silent):
             self._output.report(self.measured())
@@ -293,6 +324,7 @@ class Engine:
             return copied(prefix)
         prefix = prefix or self._prefixes.take(sequence.key, sequence.prompt.tokens)
         sequence.cached = 0 if prefix is None else prefix.length
+        self._tally.looked_up(len(sequence.prompt), sequence.cached)
         if fork is not None:
             fork.cached = sequence.cached
         return prefix
@@ -304,11 +336,12 @@ class Engine:
                 continue
             try:
                 self._bank.put(sequence.slot, adapter.weights)
+                self._tally.placed += 1
             except AdapterIncompatible as error:
                 self._adapters.refuse(adapter.identity, error.message)
                 told = AdapterIncompatible(f"adapter {adapter.source.name!r}: {error.message}", param="adapters")
-                for number in self._scheduler.unplaced(plan, adapter.identity):
-                    self._output.rejected(number, told)
+                for refused in self._scheduler.unplaced(plan, adapter.identity):
+                    self._reject(Rejection(refused.id, told, refused.request))
         for sequence in (*plan.place, *plan.admit):
             if sequence.adapter is not None:
                 # In the bank now: nobody needs the tensors they came from.
@@ -316,12 +349,17 @@ class Engine:
 
     def _publish(self, said: list[Delta | Rejection]) -> None:
         deltas = [one for one in said if isinstance(one, Delta)]
+        if self._tally.due:
+            self._output.counted(self._tally.weighed())
+        elif any(delta.finish is not None for delta in deltas):
+            # Whoever hears of the end may look at the sums.
+            self._output.counted(self._tally.counters())
         if deltas:
             self._say(deltas, refused=set())
         if len(deltas) < len(said):
             for one in said:
                 if isinstance(one, Rejection):
-                    self._output.rejected(one.sequence, one.error)
+                    self._reject(one)
 
     def _say(self, deltas: list[Delta], refused: set[int]) -> None:
         try:
@@ -334,20 +372,32 @@ class Engine:
                         self._say([delta], refused)
                 return
             refused.add(deltas[0].sequence)
-            logger.exception("what a sequence says cannot be passed on")
-            self._scheduler.apply(Cancel(deltas[0].sequence))
-            self._output.rejected(deltas[0].sequence, InternalError("the answer cannot be passed on"))
+            number, request = deltas[0].sequence, self._scheduler.request(deltas[0].sequence)
+            about = fields(request_id=request)
+            logger.exception("what request %s is answered cannot be passed on", written(request), extra=about)
+            self._scheduler.apply(Cancel(number))
+            self._reject(Rejection(number, InternalError("the answer cannot be passed on"), request))
 
     def _recover(self, error: Exception) -> None:
         """Give up all that ran, and begin again with an empty batch: a second failure in a row ends the engine."""
         if self._failed:
             raise error
         self._failed = True
-        logger.error("a step failed", exc_info=error)
         abandoned = self._scheduler.abandon()
+        requests = list(dict.fromkeys(sequence.request for sequence in abandoned))
+        about = fields(request_ids=requests)
+        logger.error("a step failed, of request %s", " ".join(map(written, requests)), exc_info=error, extra=about)
         self._batch.reset()
         # It may have been memory that was short; and of the last entries nobody knows whether they were computed.
         self._prefixes.clear()
         self._memory.hold()
-        for number in abandoned:
-            self._output.rejected(number, InternalError("the generation failed; other requests go on"))
+        for sequence in abandoned:
+            failure = InternalError("the generation failed; other requests go on")
+            self._reject(Rejection(sequence.id, failure, sequence.request))
+
+    def _reject(self, rejection: Rejection) -> None:
+        request, error = rejection.request, rejection.error
+        # Not what it says: that may quote the request.
+        about = fields(event="rejected", request_id=request, code=error.code)
+        logger.debug("request %s is refused: %s", written(request), error.code, extra=about)
+        self._output.rejected(rejection.sequence, error)

@@ -7,8 +7,10 @@ import logging
 import queue
 import random
 import threading
-from collections.abc import Callable, Container
+import time
+from collections.abc import Callable, Container, Iterator
 from collections.abc import Sequence as Several
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 from weakref import WeakValueDictionary
@@ -21,6 +23,7 @@ from mlx_roster.engine.rows import Gate
 from mlx_roster.engine.sequences import Adapter, Cancel, Fetched, Fork, Rejection, Sequence
 from mlx_roster.engine.text import Voice
 from mlx_roster.errors import AdapterIncompatible, InternalError, InvalidRequest, RosterError
+from mlx_roster.logs import fields, written
 from mlx_roster.tensors import AdapterReader, AdapterWeights, Targets
 
 logger = logging.getLogger(__name__)
@@ -115,12 +118,15 @@ class Preparer:
         self._gates = gates
         self._adapters = adapters
         self._put = put
-        self._unread: queue.SimpleQueue[_Job | tuple[int, AdapterSource] | None] = queue.SimpleQueue()
+        self._unread: queue.SimpleQueue[_Job | tuple[int, AdapterSource, str] | None] = queue.SimpleQueue()
         self._unsaid: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._ungated: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         #: Submitted and not yet in the inbox; False once cancelled.
         self._wanted: dict[int, bool] = {}
+        #: When each thread that is at work began with what it is at, and when anything last began or ended.
+        self._begun: dict[str, float] = {}
+        self._moved = 0.0
         self._threads = [
             threading.Thread(target=_until_done, args=(self._read_one,), name="reader", daemon=True),
             threading.Thread(target=_until_done, args=(self._prepare_one,), name="preparer", daemon=True),
@@ -147,16 +153,18 @@ class Preparer:
         job = _Job(number, generation)
         with self._lock:
             self._wanted.update(dict.fromkeys(job.numbers, True))
+            self._moved = time.monotonic()
         if generation.adapter is not None:
             self._unread.put(job)
         else:
             self._unsaid.put(job)
 
-    def fetch(self, number: int, source: AdapterSource) -> None:
-        """Read again the adapter of a sequence that waits. From any thread."""
+    def fetch(self, number: int, source: AdapterSource, request: str = "") -> None:
+        """Read again the adapter of a sequence of `request` that waits. From any thread."""
         with self._lock:
             self._wanted[number] = True
-        self._unread.put((number, source))
+            self._moved = time.monotonic()
+        self._unread.put((number, source, request))
 
     def cancel(self, number: int) -> None:
         """Drop a sequence, wherever it is by now. From any thread."""
@@ -165,37 +173,68 @@ class Preparer:
                 self._wanted[number] = False
             self._put(Cancel(number))
 
+    @property
+    def awaited(self) -> float | None:
+        """Since when the thread that has been at one request for the longest has been at it, in `time.monotonic()`;
+        None where there is nothing to prepare. From any thread."""
+        with self._lock:
+            if not self._wanted and not self._begun:
+                return None
+            return min(self._begun.values(), default=self._moved)
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        name = threading.current_thread().name
+        with self._lock:
+            self._begun[name] = self._moved = time.monotonic()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._moved = time.monotonic()
+                del self._begun[name]
+
     # One job in each call: what a thread that waits for the next one still referred to would stay in memory.
 
     def _read_one(self) -> bool:
         job = self._unread.get()
-        match job:
-            case None:
-                return False
-            case _Job() if job.generation.adapter is not None and self._alive(job):
-                if self._attempted(job.numbers, lambda: self._read(job)):
-                    self._unsaid.put(job)
-            case (number, source) if self._wanted.get(number):
-                self._attempted(
-                    range(number, number + 1),
-                    lambda: self._deliver(number, Fetched(number, self._adapters.find(source))),
-                )
+        if job is None:
+            return False
+        with self._at_work():
+            match job:
+                case _Job() if job.generation.adapter is not None and self._alive(job):
+                    if self._attempted(job.numbers, job.generation.request, lambda: self._read(job)):
+                        self._unsaid.put(job)
+                case (number, source, request) if self._wanted.get(number):
+                    self._attempted(
+                        range(number, number + 1),
+                        request,
+                        lambda: self._deliver(number, Fetched(number, self._adapters.find(source))),
+                    )
+                case (number, _, _):
+                    self._deliver(number, None)
         return True
 
     def _prepare_one(self) -> bool:
         job = self._unsaid.get()
-        if job is not None and self._alive(job) and self._attempted(job.numbers, lambda: self._encode(job)):
-            if self._gates.wanted(job.generation):
-                self._ungated.put(job)
-            else:
-                self._attempted(job.numbers, lambda: self._finish(job))
-        return job is not None
+        if job is None:
+            return False
+        with self._at_work():
+            if self._alive(job) and self._attempted(job.numbers, job.generation.request, lambda: self._encode(job)):
+                if self._gates.wanted(job.generation):
+                    self._ungated.put(job)
+                else:
+                    self._attempted(job.numbers, job.generation.request, lambda: self._finish(job))
+        return True
 
     def _gate_one(self) -> bool:
         job = self._ungated.get()
-        if job is not None and self._alive(job):
-            self._attempted(job.numbers, lambda: self._finish(job))
-        return job is not None
+        if job is None:
+            return False
+        with self._at_work():
+            if self._alive(job):
+                self._attempted(job.numbers, job.generation.request, lambda: self._finish(job))
+        return True
 
     def _alive(self, job: _Job) -> bool:
         """Whether anybody still wants one of its sequences; if not, they are forgotten."""
@@ -205,19 +244,19 @@ class Preparer:
             self._deliver(number, None)
         return False
 
-    def _attempted(self, numbers: range, work: Callable[[], None]) -> bool:
+    def _attempted(self, numbers: range, request: str, work: Callable[[], None]) -> bool:
         """Whether `work` went well. If it did not, the sequences are told why."""
         try:
             work()
         except RosterError as error:
             failure = error
         except BaseException:  # the thread boundary: whatever one request does, panics of llguidance's too
-            logger.exception("sequence %d could not be prepared", numbers.start)
+            logger.exception("request %s could not be prepared", written(request), extra=fields(request_id=request))
             failure = InternalError("the request could not be prepared")
         else:
             return True
         for number in numbers:
-            self._deliver(number, Rejection(number, failure))
+            self._deliver(number, Rejection(number, failure, request))
         return False
 
     def _deliver(self, number: int, outcome: Sequence | Fetched | Rejection | None) -> None:
@@ -265,6 +304,7 @@ class Preparer:
             draft=generation.draft,
             draft_tokens=generation.draft_tokens,
             rank=generation.rank,
+            request=generation.request,
         )
 
     def _opening(self, generation: Generation, prompt: Prompt) -> str:

@@ -13,6 +13,7 @@ from mlx_roster.core import Alternative, Aside, Delta, FinishReason, Scored, Usa
 from mlx_roster.engine.sequences import Adapter, Cancel, Fetched, Rejection, Score, Sequence, Token
 from mlx_roster.engine.slots import Slots
 from mlx_roster.errors import InternalError, InvalidRequest
+from mlx_roster.logs import fields, written
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +69,16 @@ class Scheduler:
 
     def __repr__(self) -> str:
         return f"<Scheduler: {len(self._running)} running, {len(self._waiting)} waiting | {self.slots}>"
+
+    @property
+    def load(self) -> tuple[int, int]:
+        """How many run, and how many wait."""
+        return len(self._running), len(self._waiting)
+
+    @property
+    def running(self) -> bool:
+        """Whether a step has anything to compute."""
+        return bool(self._running)
 
     @property
     def idle(self) -> bool:
@@ -156,7 +167,11 @@ class Scheduler:
                 sequence.prefix, sequence.cached = fork.caches, fork.cached
             fork.joined(sequence.id)
 
-    def unplaced(self, plan: Plan, identity: str) -> list[int]:
+    def request(self, number: int) -> str:
+        """Whose sequence this is; nothing where it runs no more."""
+        return self._running[number].request if number in self._running else ""
+
+    def unplaced(self, plan: Plan, identity: str) -> list[Sequence]:
         """An adapter in `plan.place` cannot be put into its slot: who came for it leaves the plan, and is returned.
 
         Nobody else leases that slot, since the adapter had none before this plan.
@@ -169,7 +184,7 @@ class Scheduler:
             if sequence.fork is not None:
                 sequence.fork.left(sequence.id)
         self.slots.forget(identity)
-        return [sequence.id for sequence in refused]
+        return refused
 
     def fold(self, tokens: Iterable[Token]) -> list[Delta | Rejection]:
         """What a step's tokens add to the texts. Those of who has left add nothing."""
@@ -182,7 +197,7 @@ class Scheduler:
             gate = sequence.gate
             if gate is not None and gate.error is not None and token.finish != "length":
                 self._leave(sequence.id)
-                said.append(Rejection(sequence.id, InvalidRequest(gate.error, param=gate.param)))
+                said.append(Rejection(sequence.id, InvalidRequest(gate.error, param=gate.param), sequence.request))
             else:
                 said.append(self._attempted(sequence, token))
         return said
@@ -191,10 +206,11 @@ class Scheduler:
         try:
             return self._said(sequence, token)
         except Exception:  # tokenizers and parsers are others' code: what one text does must not end the rest
-            logger.exception("the text of sequence %d could not be made", sequence.id)
+            about = fields(request_id=sequence.request)
+            logger.exception("the text of request %s could not be made", written(sequence.request), extra=about)
             if sequence.id in self._running:
                 self._leave(sequence.id)
-            return Rejection(sequence.id, InternalError("the text of the answer could not be made"))
+            return Rejection(sequence.id, InternalError("the text of the answer could not be made"), sequence.request)
 
     def _said(self, sequence: Sequence, token: Token) -> Delta:
         voice, text = sequence.voice, ""
@@ -210,8 +226,9 @@ class Scheduler:
         if sequence.opening:
             text, sequence.opening = sequence.opening + text, ""
         aside = self._aside(sequence, token)
+        tokens = 0 if token.id is None else 1
         if not ends:
-            return Delta(sequence.id, text, None, None, aside)
+            return Delta(sequence.id, text, None, None, aside, tokens)
         if token.finish is None:
             # Only we know of the stop string: the batch would go on.
             self._leave(sequence.id)
@@ -225,7 +242,7 @@ class Scheduler:
             accepted=sequence.accepted,
             rejected=sequence.rejected,
         )
-        return Delta(sequence.id, text, _reason(sequence, token), usage, aside)
+        return Delta(sequence.id, text, _reason(sequence, token), usage, aside, tokens)
 
     def _aside(self, sequence: Sequence, token: Token) -> Aside | None:
         said = sequence.voice.aside()
@@ -257,9 +274,9 @@ class Scheduler:
         if sequence.adapter is not None:
             self.slots.release(sequence.adapter.identity)
 
-    def abandon(self) -> list[int]:
+    def abandon(self) -> list[Sequence]:
         """Let go of all that runs and of all slots, after a step that failed halfway. Returns who that was."""
-        abandoned = list(self._running)
+        abandoned = list(self._running.values())
         for sequence in self._running.values():
             if sequence.fork is not None:
                 sequence.fork.left(sequence.id)

@@ -86,7 +86,7 @@ class Sequence:
     engine has looked for them already; it is of no concern here. `gate` says which tokens a grammar allows. Each token
     is scored beside the `top` likeliest, if that is not None; with `scores`, so are the prompt's. The text begins with
     `opening`. `rank` is how many prompts of the same request come before its own, and `turn` when its
-    own comes.
+    own comes. `request` is the id of that request.
     """
 
     id: int
@@ -113,6 +113,7 @@ class Sequence:
     overtaken: int = 0
     fetching: bool = False
     prefix: Any = None
+    request: str = ""
 
     @property
     def key(self) -> str | None:
@@ -129,10 +130,11 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """A sequence that could not be prepared, or cannot go on."""
+    """A sequence that could not be prepared, or cannot go on. `request` is whose it is."""
 
     sequence: int
     error: RosterError
+    request: str = ""
 
 
 @dataclass(frozen=True, slots=True)

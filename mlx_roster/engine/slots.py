@@ -19,6 +19,8 @@ class Slots:
         self._kept: dict[str, int] = {}
         #: The identity that each pinned name has had last.
         self._pins: dict[str, str] = {}
+        #: How many adapters have had to make room for another.
+        self.displaced = 0
         self.clear()
 
     def __repr__(self) -> str:
@@ -28,6 +30,15 @@ class Slots:
 
     def __contains__(self, identity: object) -> bool:
         return identity in self._leased or identity in self._idle or identity in self._kept
+
+    @property
+    def count(self) -> int:
+        return self._count
+
+    @property
+    def filled(self) -> int:
+        """How many have an adapter, in use or not."""
+        return self._count - len(self._free)
 
     @property
     def full(self) -> bool:
@@ -58,8 +69,10 @@ class Slots:
         if self._free:
             return self._free.pop()
         if self._idle:
+            self.displaced += 1
             return self._idle.popitem()[1]
         if self._kept and not self._leased:
+            self.displaced += 1
             # Nothing would ever come free: rather than waiting for ever, the pin that has been idle longest gives way.
             return self._kept.pop(next(iter(self._kept)))
         return None

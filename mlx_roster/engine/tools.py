@@ -133,8 +133,9 @@ class Parsed:
         try:
             parsed = self._parse("".join(self._text))
             calls = [_checked(call) for call in (parsed if isinstance(parsed, list) else [parsed])]
-        except Exception:  # mlx-lm's parsers raise whatever comes of text that they were not made for
-            logger.debug("what should be a call cannot be read", exc_info=True)
+        except Exception as error:  # noqa: BLE001  mlx-lm's parsers raise whatever comes of text not made for them
+            # Not what it says: that quotes the answer.
+            logger.debug("what should be a call cannot be read: %s", type(error).__name__)
             return False
         for own, name, arguments in calls:
             self._calls.begin(name, own)

@@ -1,4 +1,4 @@
-"""Models that are in the local Hub cache already. No network, and no mlx."""
+"""Models, and adapters for them, that are in the local Hub cache already. No network, and no mlx."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ast
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,14 +15,27 @@ from typing import Any
 from mlx_roster.config import ModelEntry, Roster
 from mlx_roster.config.paths import is_repo_id
 from mlx_roster.errors import LoadFailed
-from mlx_roster.loaders.sizes import weights_bytes
+from mlx_roster.loaders.sizes import MLX_LM_ADAPTER, PEFT_ADAPTER, weights_bytes
 from mlx_roster.loaders.source import cached
 
 #: Only their presence counts: what is in them, a load will find out.
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "tiktoken.model")
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "tiktoken.model")
+
+#: All that is read of an adapter's repo, and the values of `peft_type` and of mlx-lm's `fine_tune_type` that are LoRA.
+ADAPTER_FILES = ("adapter_config.json", MLX_LM_ADAPTER, PEFT_ADAPTER)
+_LORA = (None, "LORA", "lora", "dora")
 
 #: A module of mlx-lm that is a kind of model: others hold what these share.
 _MODEL = re.compile(r"^(class Model\b|from \S+ import .*\bModel\b)", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class FoundAdapter:
+    """An adapter in the Hub cache: its repo, its folder there, and the model that it says it was trained over."""
+
+    repo: str
+    folder: Path
+    base: str | None
 
 
 def discover(roster: Roster) -> dict[str, ModelEntry]:
@@ -31,6 +45,11 @@ def discover(roster: Roster) -> dict[str, ModelEntry]:
     """
     listed = {entry.source for entry in roster.models.values()} | set(_names(roster))
     return {repo: entry_of(repo) for repo in _repos() if repo not in listed and _is_model(repo)}
+
+
+def discover_adapters() -> list[FoundAdapter]:
+    """The LoRA adapters of the local Hub cache, mlx-lm's and PEFT's. Blocks. What cannot be read is passed over."""
+    return [adapter for repo in _repos() if (adapter := _adapter(repo)) is not None]
 
 
 def entry_of(repo: str) -> ModelEntry:
@@ -67,12 +86,38 @@ def _is_model(repo: str) -> bool:
         weights_bytes(folder)
     except (OSError, ValueError, RecursionError, LoadFailed):
         return False
-    return (
-        isinstance(config, dict)
-        and config.get("model_file") is None
-        and _kind(config) in kinds()
-        and any((folder / name).is_file() for name in _TOKENIZERS)
-    )
+    return why_not(config) is None and any((folder / name).is_file() for name in TOKENIZERS)
+
+
+def why_not(config: object, *, code: bool = False) -> str | None:
+    """Why no model with this config.json can be served, None if one can, as far as that tells.
+
+    `code` is whether it may run Python files of its own.
+    """
+    if not isinstance(config, dict):
+        return "its config.json is not a JSON object"
+    if config.get("model_file") is not None:
+        return None if code else "it brings Python code of its own, which trust_remote_code in a roster would allow"
+    kind = _kind(config)
+    if kind not in kinds():
+        return f"mlx-lm knows no model of type {str(kind)[:80]!r}" if kind else "its config.json names no model_type"
+    return None
+
+
+def _adapter(repo: str) -> FoundAdapter | None:
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(repo, allow_patterns=list(ADAPTER_FILES), local_files_only=True))
+        config: Any = json.loads((folder / ADAPTER_FILES[0]).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(config, dict) or not any((folder / name).is_file() for name in ADAPTER_FILES[1:]):
+        return None
+    if config.get("peft_type") not in _LORA or config.get("fine_tune_type") not in _LORA:
+        return None
+    base = config.get("base_model_name_or_path") or config.get("model")
+    return FoundAdapter(repo, folder, base if isinstance(base, str) else None)
 
 
 def _kind(config: dict[str, Any]) -> str | None:

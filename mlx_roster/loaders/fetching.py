@@ -1,4 +1,5 @@
-"""The process that downloads: `python -m mlx_roster.loaders.fetching`, started by `loaders/downloads.py` only.
+"""The process that downloads: `python -m mlx_roster.loaders.fetching`, started by `loaders/downloads.py` only,
+which gives it its own process id.
 
 Its input begins with one line of JSON, a `Request`. It answers with lines of JSON: `done` and `total` in bytes as they
 come, then `folder`, or `error`: why not, for a client. End of file on its input means that nobody waits any more, and
@@ -48,10 +49,14 @@ from huggingface_hub.errors import (  # noqa: E402
     RevisionNotFoundError,
 )
 from huggingface_hub.file_download import repo_folder_name  # noqa: E402
+from huggingface_hub.hf_api import RepoSibling  # noqa: E402
 from huggingface_hub.utils._fixes import WeakFileLock  # noqa: E402
 from huggingface_hub.utils._headers import build_hf_headers  # noqa: E402
 from huggingface_hub.utils._http import hf_raise_for_status  # noqa: E402
 from huggingface_hub.utils.tqdm import tqdm  # noqa: E402
+
+from mlx_roster.lifeline import hold_on_to  # noqa: E402
+from mlx_roster.loaders.space import lacking, room_for  # noqa: E402
 
 T = TypeVar("T")
 
@@ -123,31 +128,33 @@ class Progress:
 def fetch(request: Request, say: Callable[[dict[str, object]], None]) -> Path:
     """Download what `request` names into the Hub's cache; its folder there. Raises what `reason` has words for."""
     repo, revision, globs = request["repo"], request["revision"], request["files"]
-    listing = _patiently(lambda: HfApi().model_info(repo, revision=revision, files_metadata=True))
+    listing = patiently(lambda: HfApi().model_info(repo, revision=revision, files_metadata=True))
     wanted = [file for file in listing.siblings or [] if any(fnmatch(file.rfilename, glob) for glob in globs)]
-    total = sum(file.size or 0 for file in wanted)
-    progress = Progress(total, say)
+    cache, folder = _places(repo)
+    with room_for(lacking(wanted, folder / "blobs"), cache):
+        return _fetch_all(request, listing.sha, wanted, Progress(sum(file.size or 0 for file in wanted), say))
+
+
+def _fetch_all(request: Request, commit: str | None, wanted: list[RepoSibling], progress: Progress) -> Path:
+    repo, revision, globs = request["repo"], request["revision"], request["files"]
     # Only what Git keeps by LFS is ever large. Past a limit plain HTTP brings nothing; the Hub's client has more ways.
     large = [file.rfilename for file in wanted if file.lfs and 0 < (file.size or 0) <= constants.MAX_HTTP_DOWNLOAD_SIZE]
     pool = ThreadPoolExecutor(SIDE_BY_SIDE)
-    for job in as_completed(pool.submit(_fetch, repo, listing.sha, name, progress) for name in large):
+    for job in as_completed(pool.submit(_fetch, repo, commit, name, progress) for name in large):
         job.result()  # raises: the others end with the process
     bar = _bar(progress)
-    return Path(_patiently(lambda: snapshot_download(repo, revision=revision, allow_patterns=globs, tqdm_class=bar)))
+    return Path(patiently(lambda: snapshot_download(repo, revision=revision, allow_patterns=globs, tqdm_class=bar)))
 
 
 def _fetch(repo: str, commit: str | None, name: str, progress: Progress) -> None:
     """Fetch one file to where the Hub's client will find it, beginning with what is there."""
     url = hf_hub_url(repo, name, revision=commit)
-    metadata = _patiently(lambda: get_hf_file_metadata(url))
+    metadata = patiently(lambda: get_hf_file_metadata(url))
     etag, size = metadata.etag, metadata.size
     if size is None or etag is None or not re.fullmatch(r"\w[\w.-]*", etag):
         return  # the client may know what to make of it
-    cache, folder = (
-        Path(constants.HF_HUB_CACHE).expanduser().resolve(),
-        repo_folder_name(repo_id=repo, repo_type="model"),
-    )
-    blob, lock = cache / folder / "blobs" / etag, cache / ".locks" / folder / f"{etag}.lock"
+    cache, folder = _places(repo)
+    blob, lock = folder / "blobs" / etag, cache / ".locks" / folder.name / f"{etag}.lock"
     for place in (blob, lock):
         place.parent.mkdir(parents=True, exist_ok=True)
     with _alone(lock, blob, size, progress) as counted:
@@ -164,6 +171,12 @@ def _fetch(repo: str, commit: str | None, name: str, progress: Progress) -> None
             progress.add(-size)
             _receive(url, partial, size, progress)
         partial.replace(blob)
+
+
+def _places(repo: str) -> tuple[Path, Path]:
+    """The Hub's cache, and the repo's folder in it."""
+    cache = Path(constants.HF_HUB_CACHE).expanduser().resolve()
+    return cache, cache / repo_folder_name(repo_id=repo, repo_type="model")
 
 
 @contextmanager
@@ -228,7 +241,7 @@ def _append(url: str, partial: Path, begin: int, progress: Progress) -> None:
                 progress.add(len(chunk))
 
 
-def _patiently(ask: Callable[[], T]) -> T:
+def patiently(ask: Callable[[], T]) -> T:
     """What the Hub says to a question, asked again where it does not want to, or cannot, answer now."""
     for fruitless in itertools.count(1):
         try:
@@ -321,6 +334,7 @@ def main() -> None:
         with saying:
             answers.write(json.dumps(answer) + "\n")
 
+    hold_on_to(int(sys.argv[1]))
     request: Request = json.loads(sys.stdin.buffer.readline())
     Thread(target=_watch, daemon=True).start()
     try:

@@ -189,15 +189,20 @@ def estimate_with(
     """The same, for adapters that have been looked at already."""
     base, config = weights(folder), read_config(folder)
     bank = bank_bytes(adapters, entry.max_adapters, expert_count(config))
-    lengths = [length for length in (entry.max_context, kv.context(config)) if length is not None]
-    quantized = kv.Quantized(entry.kv.bits, entry.kv.group_size) if entry.kv.bits is not None else None
-    size = kv.cache_size(config, base.width, quantized)
-    reserve = kv.reserve(size, base.size, min(lengths, default=None), entry.max_concurrency)
+    reserve = reserve_of(entry, base, config)
     sizes = [weights(draft) for draft in drafts]
     # Only a sequence that is alone is drafted for, by one of them.
     drafting = [_drafting(draft, entry, found.width) for draft, found in zip(drafts, sizes, strict=True)]
     total = base.size + sum(found.size for found in sizes)
     return Estimate(total, bank, headroom, reserve + max(drafting, default=0))
+
+
+def reserve_of(entry: ModelEntry, base: Weights, config: dict[str, Any]) -> int:
+    """Bytes to reserve for the KV caches of the sequences of a model with these weights and this config."""
+    lengths = [length for length in (entry.max_context, kv.context(config)) if length is not None]
+    quantized = kv.Quantized(entry.kv.bits, entry.kv.group_size) if entry.kv.bits is not None else None
+    size = kv.cache_size(config, base.width, quantized)
+    return kv.reserve(size, base.size, min(lengths, default=None), entry.max_concurrency)
 
 
 def _drafting(folder: Path, entry: ModelEntry, width: int) -> int:

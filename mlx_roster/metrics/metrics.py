@@ -1,146 +1,108 @@
-"""What Prometheus is told: counted from the registry's changes as they happen, and read off its state when asked.
-
-Labels are few: a model has series of its own once it has been resident, so that names which clients make up have none.
-"""
+"""What Prometheus is told: counted as it happens, and read off the state when asked. docs/metrics.md has all of it."""
 
 from __future__ import annotations
 
-from collections import Counter as Tally
-from collections.abc import Callable, Iterator
+import asyncio
+from collections.abc import Callable, Collection, Iterable, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector
 from prometheus_client.exposition import choose_encoder
-from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import Metric
 
-from mlx_roster.registry.overview import Change, ModelStatus, Overview
+from mlx_roster.core import Counters
+from mlx_roster.metrics.account import Account
+from mlx_roster.metrics.gauges import RESIDENT, State
+from mlx_roster.metrics.names import Names
+from mlx_roster.metrics.processes import OwnProcess
+from mlx_roster.metrics.requests import Requests
+from mlx_roster.metrics.residence import Residence
+from mlx_roster.registry.overview import Change, Overview
 
-#: Seconds. A wait that outlives the last of these has met the queue's deadline, unless the roster says otherwise.
-_WAITS = (0.001, 0.01, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
-
-#: The states in which a model holds bytes of the budget.
-RESIDENT = ("loading", "ready", "draining", "unloading")
-
-_ENDS = {"loaded": "ok", "failed": "failed", "cancel": "cancelled"}
-
-#: How the registry's words for why a model goes begin, and what they come to: sentences make poor labels.
-_REASONS = {
-    "evicted": "room",
-    "idle": "idle",
-    "it is not to be kept": "keep_alive",
-    "unloaded by an operator": "operator",
-    "its entry has changed": "config",
-    "it is no longer in the roster": "config",
-}
+#: What OpenMetrics ends with, once for all that is said.
+_END = b"# EOF\n"
 
 
 class Metrics:
-    """One server's metrics, in a collector registry of their own."""
+    """One server's metrics, in a collector registry of their own. All of it is called on the event loop.
 
-    def __init__(self, overview: Callable[[], Overview]) -> None:
+    `overview` and `counters` are the registry's; `listed` says whether the roster has a model or, of a model, an
+    adapter, and `stalled` which models' workers get nowhere.
+    """
+
+    def __init__(
+        self,
+        overview: Callable[[], Overview],
+        counters: Callable[[], Mapping[str, Counters]] = dict,
+        listed: Callable[[str, str | None], bool] = lambda model, adapter: False,
+        stalled: Callable[[], Collection[str]] = tuple,
+    ) -> None:
+        self._overview = overview
+        self._names = Names(listed)
         self._collectors = CollectorRegistry()
-        self._state = _State(overview)
-        self._collectors.register(self._state)
-        self._loads = self._counter("loads", "Loads that have ended, by how.", "model", "result")
-        self._evictions = self._counter("evictions", "Models that were unloaded, by why.", "model", "reason")
-        self._refusals = self._counter("refusals", "Requests that were refused a model, by error code.", "code")
-        self._reloads = self._counter("config_reloads", "Reloads of the roster file, by how they ended.", "result")
-        self._waits = Histogram(
-            "mlx_roster_queue_wait_seconds",
-            "How long requests waited for their model, loads included.",
-            buckets=_WAITS,
-            registry=self._collectors,
-        )
-        for result in ("ok", "failed"):
-            self._reloads.labels(result)
-        #: Why those are to go that still drain, by serial: once drained, they only say that they have.
-        self._leaving: dict[int, str] = {}
+        self._collectors.register(State(overview, counters, stalled, self._names))
+        self._requests = Requests(self._collectors, self._names)
+        self._residence = Residence(self._collectors, self._names)
+        self._collectors.register(OwnProcess())
+        GCCollector(self._collectors)
+        PlatformCollector(self._collectors)
+        #: Models with series that the roster did not have when it was last read.
+        self._unlisted: set[str] = set()
 
     def heard(self, change: Change) -> None:
-        """Count one change. Called on the event loop for every one."""
-        fields, model = change.fields, change.model or ""
-        match change.kind:
-            case "grant" if not fields.get("exempt", False):  # a preload or an operator's load is no request
-                self._waits.observe(fields["waited"])
-            case "refuse":
-                self._refusals.labels(fields["code"]).inc()
-            case "load":
-                self._state.known.add(model)
-            case "loaded" | "failed" | "cancel":
-                self._loads.labels(self._label(model), _ENDS[change.kind]).inc()
-            case "drain":
-                self._leaving[fields["serial"]] = _reason(fields["why"])
-            case "evict" | "unload" | "cut" | "died":
-                before = self._leaving.pop(fields["serial"], None)
-                reason = "crash" if change.kind == "died" else before or _reason(fields["why"])
-                self._evictions.labels(self._label(model), reason).inc()
-            case "reload":
-                self._reloads.labels("ok" if fields["ok"] else "failed").inc()
+        """Count one change, of which every one is told."""
+        if change.kind == "load" and change.model is not None:
+            self._names.loaded(change.model)
+        self._residence.heard(change)
+        if change.kind == "reload" and change.fields["ok"]:
+            self._unlisted, adapters = self._names.unlisted()
+            for model, adapter in adapters:
+                self._names.forget(model, adapter)
+                self._requests.remove(model=model, adapter=adapter)
 
-    def _label(self, model: str) -> str:
-        return model if model in self._state.known else "other"
+    def ended(self, account: Account) -> None:
+        """Count one request, at its end."""
+        self._requests.ended(account)
+
+    def gaps(self, model: str, adapter: str | None) -> Callable[[float], None]:
+        """What is to be told of each time between two tokens of a request, in seconds. Asked for once a request."""
+        del adapter  # a histogram is some twenty series
+        return self._requests.gaps(model)
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """All of it in a format that the Accept header `accept` asks for, and that format's media type."""
         encode, media_type = choose_encoder(accept)
+        self._forget()
         return encode(self._collectors), media_type
 
-    def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(f"mlx_roster_{name}", text, labels, registry=self._collectors)
+    async def rendered(self, accept: str) -> tuple[bytes, str]:
+        """The same, one metric at a time: in between the event loop turns."""
+        encode, media_type = choose_encoder(accept)
+        self._forget()
+        parts = []
+        for metric in self._collectors.collect():
+            parts.append(encode(_One(metric)).removesuffix(_END))
+            await asyncio.sleep(0)
+        if media_type.startswith("application/openmetrics-text"):
+            parts.append(_END)
+        return b"".join(parts), media_type
+
+    def _forget(self) -> None:
+        """What a reload has taken out of the roster has no series, once it is gone."""
+        if not self._unlisted:
+            return
+        gone = self._unlisted - {model.id for model in self._overview().models if model.state in RESIDENT}
+        for model in gone:
+            self._names.forget(model)
+            self._requests.remove(model=model)
+            self._residence.remove(model)
+        self._unlisted -= gone
 
 
-class _State:
-    """Gauges, read off one Overview for each scrape."""
+class _One:
+    """A collector of one metric, collected already."""
 
-    def __init__(self, overview: Callable[[], Overview]) -> None:
-        self._overview = overview
-        #: The models that have series of their own.
-        self.known: set[str] = set()
+    def __init__(self, metric: Metric) -> None:
+        self._metric = metric
 
-    def collect(self) -> Iterator[Metric]:
-        overview = self._overview()
-        models = overview.models
-        self.known.update(model.id for model in models if model.state in RESIDENT)
-        memory, reload = overview.memory, overview.reload
-        yield _gauge("memory_budget_bytes", "What all models together may take.", memory.budget)
-        yield _gauge(
-            "memory_held_bytes",
-            "What nobody else can have now, in use or not.",
-            memory.held,
-        )
-        yield _gauge("memory_committed_bytes", "What is promised to those that stay.", memory.committed)
-        yield _gauge("queued_requests", "Requests that wait for a model.", overview.queued)
-        yield _gauge(
-            "config_last_reload_success",
-            "1 unless the last reload of the roster file failed.",
-            int(reload is None or reload.ok),
-        )
-        states = Tally(model.state for model in models)
-        residents = _family("residents", "Models that hold memory, by state.", "state")
-        for state in RESIDENT:
-            residents.add_metric([state], states[state])
-        yield residents
-        yield from self._by_model(models)
-
-    def _by_model(self, models: tuple[ModelStatus, ...]) -> Iterator[Metric]:
-        size = _family("model_bytes", "What a model's worker takes, as it measures it.", "model")
-        leases = _family("model_leases", "Requests that use a model.", "model")
-        queued = _family("model_queued", "Requests that wait for a model.", "model")
-        for model in models:
-            if model.id in self.known:
-                leases.add_metric([model.id], model.leases)
-                queued.add_metric([model.id], model.queued)
-                if model.bytes.measured is not None:
-                    size.add_metric([model.id], model.bytes.measured)
-        yield from (size, leases, queued)
-
-
-def _family(name: str, text: str, label: str) -> GaugeMetricFamily:
-    return GaugeMetricFamily(f"mlx_roster_{name}", text, labels=[label])
-
-
-def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
-    return GaugeMetricFamily(f"mlx_roster_{name}", text, value)
-
-
-def _reason(why: str) -> str:
-    return next((reason for words, reason in _REASONS.items() if why.startswith(words)), "other")
+    def collect(self) -> Iterable[Metric]:
+        return iter((self._metric,))

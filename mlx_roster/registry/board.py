@@ -21,11 +21,12 @@ MANY_RECORDS = 4096
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """A lease: what it is on, since when, and how long its request wants the model to stay afterwards."""
+    """A lease: what it is on, since when, how long its request wants the model to stay afterwards, and whose it is."""
 
     resident: Resident
     since: float
     keep_alive: float | None
+    client: str | None = None
 
 
 class Board:
@@ -108,11 +109,11 @@ class Board:
             self.actions.append(events.Refuse(ticket, model, error))
         self.stirred = True
 
-    def grant(self, ticket: int, keep_alive: float | None, resident: Resident) -> None:
+    def grant(self, ticket: int, keep_alive: float | None, client: str | None, resident: Resident) -> None:
         self.queue.take(ticket)
         resident.leases.add(ticket)
         self.ledger.touch(resident)
-        self.holders[ticket] = Holder(resident, self.at, keep_alive)
+        self.holders[ticket] = Holder(resident, self.at, keep_alive, client)
         self.actions.append(events.Grant(ticket, resident.serial))
 
     # Residents
@@ -168,13 +169,13 @@ class Board:
         if not resident.cut:
             self.actions.append(events.Unload(resident.serial, why))
 
-    def cut(self, resident: Resident, error: RosterError) -> None:
+    def cut(self, resident: Resident, error: RosterError, *, hangs: bool = False) -> None:
         """It is draining, and is waited for no longer."""
         if not resident.cut:
             resident.cut = True
             self.ledger.touch(resident)
             resident.record.note(self.at, f"cut: {error}")
-            self.actions.append(events.Cut(resident.serial, error))
+            self.actions.append(events.Cut(resident.serial, error, hangs))
 
     def due(self, resident: Resident) -> float:
         """When `resident` is to be looked after, if nothing is heard of it until then."""
@@ -182,10 +183,16 @@ class Board:
             case State.LOADING if resident.started is not None:
                 return resident.progressed + self.policy.load_timeout
             case State.DRAINING if not resident.cut:
-                return resident.progressed + self.policy.drain_timeout
+                return min(resident.progressed + self.policy.drain_timeout, self.hangs_from(resident))
             case State.READY if not resident.leases and not resident.pinned:
-                return resident.idle_since + resident.keep
+                return min(resident.idle_since + resident.keep, self.hangs_from(resident))
+            case State.READY:
+                return self.hangs_from(resident)
         return math.inf
+
+    def hangs_from(self, resident: Resident) -> float:
+        """When its worker will have got nowhere for too long, if it goes on like that."""
+        return math.inf if resident.awaited is None else resident.awaited + self.policy.stall_timeout
 
     def gone(self, resident: Resident, why: str) -> None:
         """Its memory is back. Whoever has a lease on it still holds nothing from here on."""

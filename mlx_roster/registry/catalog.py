@@ -5,14 +5,18 @@ from __future__ import annotations
 
 import difflib
 from bisect import bisect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
+from posixpath import normpath
 
 from mlx_roster.config import AdapterEntry, Defaults, ModelEntry, Roster
 from mlx_roster.core import Ref
 from mlx_roster.errors import AdapterNotFound, InvalidRequest, ModelNotFound, ModelRequired
 from mlx_roster.registry.unlisted import Unlisted
+
+#: Whether a client may know of something; None: of all there is.
+Sight = Callable[[Ref], bool] | None
 
 #: Adapters that a message names of a model that has very many.
 SHOWN = 20
@@ -71,7 +75,7 @@ class Catalog:
             return None
         found = entry.adapters.get(ref.adapter) or self._unlisted.adapter_entry(ref.adapter)
         if found is None:
-            raise _no_adapter(ref.model, ref.adapter, entry, param="adapters")
+            raise _no_adapter(ref.model, ref.adapter, entry, None, param="adapters")
         return found
 
     def defaults(self, ref: Ref, words: str | None) -> Defaults:
@@ -95,24 +99,30 @@ class Catalog:
         said = None if entry is None else entry.generation_config
         return self._roster.generation_config if said is None else said
 
-    def resolve(self, model: str | None, adapters: str | None = None) -> Ref:
+    def resolve(self, model: str | None, adapters: str | None = None, *, sees: Sight = None) -> Ref:
         """What a request means. Raises ModelRequired, ModelNotFound, AdapterNotFound or, for two adapters at once,
-        InvalidRequest."""
+        InvalidRequest.
+
+        For a client that `sees` only some of what there is, no error names anything else, and nothing else is looked
+        for on the disk. What comes back may be what it does not see. Who sees a model sees all its adapters.
+        """
         if model is None:
             if self._default is None:
                 raise ModelRequired("name a model: this server has several and no default_model", param="model")
             model = self._default
-        ref = self._model(model) or self._with_adapter(model)
+        ref = self._model(model, sees) or self._with_adapter(model, sees)
         if adapters is None:
             return ref
         if ref.adapter not in (None, adapters):
+            if sees is not None and not sees(ref):
+                return ref
             raise InvalidRequest(f"model {model!r} already names the adapter {ref.adapter!r}", param="adapters")
-        return self._adapted(ref.model, adapters, param="adapters")
+        return self._adapted(ref.model, adapters, sees, param="adapters")
 
-    def _model(self, words: str) -> Ref | None:
+    def _model(self, words: str, sees: Sight) -> Ref | None:
         if words in self._refs:
             return self._refs[words]
-        name = self._unlisted.model(words)
+        name = self._unlisted.model(words, disk=sees is None or sees(Ref(normpath(words))))
         found = None if name is None else self._unlisted.model_entry(name)
         if name is None or found is None:
             return None
@@ -123,27 +133,33 @@ class Catalog:
         # What the roster calls by that name comes first, wherever it lies.
         return None if name in self._refs else Ref(name)
 
-    def _with_adapter(self, model: str) -> Ref:
+    def _with_adapter(self, model: str, sees: Sight) -> Ref:
         """`name:adapter`, where the name is an entry or an alias of one."""
         name, colon, adapter = model.rpartition(":")
-        base = self._model(name) if colon else None
+        base = self._model(name, sees) if colon else None
         if base is None or base.adapter is not None:
-            raise self._not_found(model)
-        return self._adapted(base.model, adapter, param="model")
+            raise self._not_found(model, sees)
+        return self._adapted(base.model, adapter, sees, param="model")
 
-    def _adapted(self, name: str, adapter: str, *, param: str) -> Ref:
+    def _adapted(self, name: str, adapter: str, sees: Sight, *, param: str) -> Ref:
         entry = self.entry(name)
         if entry is None:
-            raise self._not_found(name)
-        found = adapter if adapter in entry.adapters else self._unlisted.adapter(adapter)
+            raise self._not_found(name, sees)
+        if adapter in entry.adapters:
+            return Ref(name, adapter)
+        if sees is not None and not sees(hidden := Ref(name, normpath(adapter))):
+            return hidden
+        found = self._unlisted.adapter(adapter)
         # A folder that is called as a listed adapter is not that adapter.
-        if found is None or (found != adapter and found in entry.adapters):
-            raise _no_adapter(name, adapter, entry, param=param)
+        if found is None or found in entry.adapters:
+            raise _no_adapter(name, adapter, entry, sees, param=param)
         return Ref(name, found)
 
-    def _not_found(self, model: str) -> ModelNotFound:
-        word = model[:100]
-        close = difflib.get_close_matches(word, self._neighbours(word), n=3, cutoff=0.5)
+    def _not_found(self, model: str, sees: Sight = None) -> ModelNotFound:
+        word, names = model[:100], self._neighbours(model[:100])
+        if sees is not None:
+            names = [name for name in names if sees(self._refs[name])]
+        close = difflib.get_close_matches(word, names, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(close)}?" if close else "GET /v1/models lists those there are"
         return ModelNotFound(f"no model {_shown(model)} in the roster; {hint}", param="model")
 
@@ -162,8 +178,9 @@ class Catalog:
         return sorted(self._refs), sorted(name[::-1] for name in self._refs)
 
 
-def _no_adapter(name: str, adapter: str, entry: ModelEntry, *, param: str) -> AdapterNotFound:
-    there = f"it has {_listed(list(entry.adapters))}" if entry.adapters else "it has none"
+def _no_adapter(name: str, adapter: str, entry: ModelEntry, sees: Sight, *, param: str) -> AdapterNotFound:
+    names = [each for each in entry.adapters if sees is None or sees(Ref(name, each))]
+    there = f"it has {_listed(names)}" if names else "it has none"
     return AdapterNotFound(f"{name} has no adapter {_shown(adapter)}; {there}", param=param)
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from mlx_roster.config import format_duration
-from mlx_roster.errors import Draining, LoadFailed, QueueTimeout
+from mlx_roster.errors import Draining, LoadFailed, QueueTimeout, WorkerCrashed
 from mlx_roster.registry.board import Board
 from mlx_roster.registry.forecast import in_the_way, retry_after
 from mlx_roster.registry.queue import Line
@@ -71,11 +71,25 @@ def _expire_resident(board: Board, resident: Resident) -> None:
         resident.record.failed(board.at, error.message)
         board.refuse_all(resident.model, error)
         board.stop_load(resident, error.message)
+    elif board.hangs_from(resident) <= board.at:
+        _replace(board, resident)
     elif resident.state is State.DRAINING:
         waited = format_duration(board.policy.drain_timeout)
         board.cut(resident, Draining(f"{resident.model} is going away, and has said nothing for {waited}"))
     else:
         board.unload(resident, f"idle for {format_duration(resident.keep)}, its ttl")
+
+
+def _replace(board: Board, resident: Resident) -> None:
+    """Its worker hangs: whoever uses it is told so, and who comes has it loaded anew."""
+    silent = format_duration(board.policy.stall_timeout)
+    error = WorkerCrashed(f"the worker of {resident.model} hung: it got nowhere for {silent}, and is replaced")
+    if resident.version == resident.record.version:
+        # What it lived, not what it hung: else it would never have died of being loaded.
+        resident.record.crashed(board.at, (resident.awaited or board.at) - resident.loaded)
+    if resident.state is State.READY:
+        board.move(resident, State.DRAINING, "its worker hangs")
+    board.cut(resident, error, hangs=True)
 
 
 def _stalled(model: str, timeout: float) -> LoadFailed:

@@ -19,7 +19,8 @@ class Acquire:
     """A request wants `model`. The ticket is new.
 
     `keep_alive` is how long the model is to stay after this request, in seconds; None leaves that to its ttl. One that
-    is `exempt` (a preload, an operator's wish) is held up by no limit, no deadline and no cooldown.
+    is `exempt` (a preload, an operator's wish) is held up by no limit, no deadline and no cooldown. `client`: whose it
+    is, where that is known; of their requests, no more than `client_limit` may wait.
     """
 
     at: float
@@ -27,6 +28,8 @@ class Acquire:
     model: str
     keep_alive: float | None = None
     exempt: bool = False
+    client: str | None = None
+    client_limit: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +89,15 @@ class LoadFailed:
 
 @dataclass(frozen=True, slots=True)
 class Progressed:
-    """At `since`, which may be past, the load of `serial` got further, or its worker produced something."""
+    """At `since`, which may be past, the load of `serial` got further, or its worker produced something.
+
+    `awaited`: since when a ready worker has been at one thing, or not been heard; None where it has nothing to do.
+    """
 
     at: float
     serial: int
     since: float
+    awaited: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,10 +262,14 @@ class Unload:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Stop the worker of `serial` although it has leases: its streams end with `error`. Answer with Unloaded."""
+    """Stop the worker of `serial` although it has leases: its streams end with `error`. Answer with Unloaded.
+
+    One that `hangs` would not hear that it is to stop.
+    """
 
     serial: int
     error: RosterError
+    hangs: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,8 @@ class Holding:
         self.started = self._heard = clock()
         self.loaded: float | None = None
         self.progress = (0, 0)
+        #: Its worker got nowhere for too long, and is being ended.
+        self.hung = False
         self._feed = feed
         self._now = clock
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+from mlx_roster.logs import fields, written
 from mlx_roster.registry.overview import Change, ModelStatus, Overview
 
 logger = logging.getLogger(__name__)
@@ -67,11 +68,12 @@ class Journal:
         finally:
             self._followers.discard(follower)
 
-    def say(self, kind: str, model: str | None, level: int = logging.INFO, **fields: Any) -> None:
+    def say(self, kind: str, model: str | None, level: int = logging.INFO, **figures: Any) -> None:
         """One decision, with the figures behind it. Those that are None are left out."""
-        known = {name: value for name, value in fields.items() if value is not None}
+        known = {name: value for name, value in figures.items() if value is not None}
         if logger.isEnabledFor(level):
-            logger.log(level, "%s", line(kind, model, known))
+            about = fields(event=kind, model=model, **known)
+            logger.log(level, "%s", line(kind, model, known), extra=about)
         change = Change(kind, model, known)
         for listener in self._listeners:
             try:
@@ -83,15 +85,7 @@ class Journal:
             follower.put(change)
 
 
-def line(kind: str, model: str | None, fields: dict[str, Any]) -> str:
+def line(kind: str, model: str | None, figures: dict[str, Any]) -> str:
     """`evict model=atlas serial=3 why="evicted for scribe"`."""
-    named = {"model": model, **fields} if model is not None else fields
-    return " ".join([kind, *(f"{name}={_written(value)}" for name, value in named.items())])
-
-
-def _written(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.3f}".rstrip("0").rstrip(".")
-    text = str(value)
-    plain = text.isprintable() and text and not any(char in ' "=' for char in text)
-    return text if plain else '"' + text.encode("unicode_escape").decode("ascii").replace('"', "'") + '"'
+    named = {"model": model, **figures} if model is not None else figures
+    return " ".join([kind, *(f"{name}={written(value)}" for name, value in named.items())])

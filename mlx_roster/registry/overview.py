@@ -97,6 +97,8 @@ class Overview:
     #: None: never reloaded.
     reload: Reload | None
     models: tuple[ModelStatus, ...]
+    #: What `queued` may come to before the next request is refused.
+    max_queued: int = 0
 
 
 @dataclass(frozen=True, slots=True)

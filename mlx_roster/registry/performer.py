@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from mlx_roster.config import ModelEntry
-from mlx_roster.core import Limits, Located, ModelSource
+from mlx_roster.core import Counters, Limits, Located, ModelSource
 from mlx_roster.errors import Busy, Draining, LoadFailed, LoadOutOfMemory, RosterError
 from mlx_roster.registry import events
 from mlx_roster.registry.catalog import Catalog
@@ -30,6 +30,13 @@ SHORTEST = 0.001
 
 #: How often downloads are looked at, in seconds: a part of the least that a load_timeout may be.
 SAMPLE = 1.0
+
+
+#: Workers are looked at so many times in the time that they may get nowhere.
+LOOKS = 4
+
+#: A timer that comes so many seconds late says that this process itself stood still.
+LATE = 1.0
 
 
 #: What is said of a Resident just before it is gone from the sums.
@@ -59,11 +66,16 @@ class Performer:
         self._holdings: dict[int, Holding] = {}
         self._waiting: dict[int, asyncio.Future[Holding | None]] = {}
         self._asked: dict[int, events.Acquire] = {}
+        #: What the workers have done that are gone, by model.
+        self._done: dict[str, Counters] = {}
         self._jobs: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._due = math.inf
         self._sampled = 0.0
+        #: When the timer is to ring, and when it last did so much too late.
+        self._rings = math.inf
+        self._awoke = -math.inf
         self._closed = False
 
     def expect(self, ticket: int) -> asyncio.Future[Holding | None]:
@@ -128,9 +140,31 @@ class Performer:
         """The loads that are going on: model → (bytes loaded, bytes in all)."""
         return {holding.model: holding.progress for holding in self._holdings.values() if holding.loaded is None}
 
+    def stalled(self) -> list[str]:
+        """The models whose worker has got nowhere for half of the time that it may; and those whose worker is being
+        replaced for that."""
+        since = self._now() - self._state.board.policy.stall_timeout / 2
+        return [
+            holding.model
+            for holding in self._holdings.values()
+            if holding.hung or ((awaited := self._awaited(holding)) is not None and awaited <= since)
+        ]
+
+    def _awaited(self, holding: Holding) -> float | None:
+        awaited = None if holding.worker is None else holding.worker.awaited
+        return None if awaited is None else max(awaited, self._awoke)
+
     def progress(self) -> dict[str, tuple[int, int]]:
         """These, and the downloads."""
         return {**self._sources.progress(), **self.loads()}
+
+    def counters(self) -> dict[str, Counters]:
+        """What each model's workers have done since the server started, and what those of now are doing."""
+        found = dict(self._done)
+        for holding in self._holdings.values():
+            if holding.worker is not None:
+                found[holding.model] = found.get(holding.model, Counters()) + holding.worker.counters
+        return found
 
     def validate(self) -> None:
         """Raise AssertionError where what is going on is not what the state believes."""
@@ -172,9 +206,9 @@ class Performer:
             case events.Unload(serial, why):
                 self._job(self._unload(self._holdings[serial]))
                 self._say("evict" if why.startswith("evicted") else "unload", serial, why=why)
-            case events.Cut(serial, error):
-                self._say("cut", serial, why=error.message)
-                self._cut(self._holdings[serial], error)
+            case events.Cut(serial, error, hangs):
+                self._say("cut", serial, why=error.message, hangs=hangs or None)
+                self._cut(self._holdings[serial], error, hangs)
             case events.Share(serial, size):
                 worker = self._holdings[serial].worker
                 assert worker is not None
@@ -278,15 +312,17 @@ class Performer:
 
         self._keep(self._searches.again(holding.model, entry, tell))
 
-    def _cut(self, holding: Holding, error: RosterError) -> None:
+    def _cut(self, holding: Holding, error: RosterError, hangs: bool) -> None:
         assert holding.worker is not None
+        holding.hung = hangs
         holding.worker.cut(error)
         self._job(self._unload(holding))
 
     async def _unload(self, holding: Holding) -> None:
-        assert holding.worker is not None
+        worker = holding.worker
+        assert worker is not None
         try:
-            await holding.worker.stop()
+            await (worker.kill() if holding.hung else worker.stop())
         finally:
             # Whatever went wrong, those who wait for the room must not wait for ever.
             self.feed(events.Unloaded(self._now(), holding.serial))
@@ -295,6 +331,8 @@ class Performer:
         holding = self._holdings.pop(event.serial, None)
         if holding is None:
             return
+        if holding.worker is not None:
+            self._done[holding.model] = self._done.get(holding.model, Counters()) + holding.worker.counters.done
         match event:
             case events.LoadFailed(error=error):
                 self._say("failed", event.serial, why=error.message)
@@ -325,22 +363,30 @@ class Performer:
         if self._searches.going:
             # How far downloads are is known only when they are looked at.
             due = min(due, self._sampled + SAMPLE)
+        if self._holdings:
+            # Nor does anything say that a worker hangs.
+            due = min(due, self._sampled + self._state.board.policy.stall_timeout / LOOKS)
         if due == self._due:
             return
         self._due = due
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = None
+        self._timer, self._rings = None, math.inf
         if not math.isinf(due):
             delay = max(due - self._now(), SHORTEST)
+            self._rings = self._now() + delay
             self._timer = asyncio.get_running_loop().call_later(delay, self.tick)
 
     def tick(self) -> None:
         """Something may be due. What has got any further says so first."""
         self._due = math.inf
         at = self._sampled = self._now()
+        if at > self._rings + LATE:
+            # What the workers have said in the meantime has not been heard yet.
+            self._awoke = at
         for holding in self._holdings.values():
-            self._state.handle(events.Progressed(at, holding.serial, holding.progressed))
+            progressed = events.Progressed(at, holding.serial, holding.progressed, self._awaited(holding))
+            self._state.handle(progressed)
         for job in self._searches.progressed():
             self._state.handle(events.LocateProgressed(at, job, at))
         self.feed(events.Tick(at))

@@ -29,6 +29,7 @@ class Policy:
     max_queued: int = 512
     load_timeout: float = 300.0
     drain_timeout: float = 60.0
+    stall_timeout: float = 60.0
 
     @classmethod
     def of(cls, scheduling: SchedulingSettings, budget: int) -> Policy:
@@ -40,6 +41,7 @@ class Policy:
             scheduling.max_queued,
             scheduling.load_timeout,
             scheduling.drain_timeout,
+            scheduling.stall_timeout,
         )
 
     def residency(self, load_time: float) -> float:

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from typing import Protocol
 
 from mlx_roster.config import ModelEntry
-from mlx_roster.core import Capabilities, Delta, Generation, Limits, Located, Measured, ModelSource, Owner
+from mlx_roster.core import Capabilities, Counters, Delta, Generation, Limits, Located, Measured, ModelSource, Owner
 from mlx_roster.errors import RosterError
 
 
@@ -25,6 +25,10 @@ class Stream(Protocol):
     def waiting(self) -> list[Delta]:
         """The Deltas that are here already, now taken: a slow consumer merges them. May be empty."""
 
+    @property
+    def unread(self) -> int:
+        """Bytes that the Deltas which are here already take, about."""
+
     def cancel(self) -> None: ...
 
 
@@ -36,11 +40,20 @@ class Worker(Protocol):
         """The latest report."""
 
     @property
+    def counters(self) -> Counters:
+        """What it counts, as it was last heard. What was said of a finished sequence is in it already."""
+
+    @property
     def capabilities(self) -> Capabilities: ...
 
     @property
     def progressed(self) -> float:
         """When it was loaded or last produced anything for a sequence, in `time.monotonic()`."""
+
+    @property
+    def awaited(self) -> float | None:
+        """Since when it has been at one thing, or has not been heard although it was given something to do, in
+        `time.monotonic()`; None where it has nothing to do."""
 
     def submit(self, generation: Generation) -> Sequence[Stream]:
         """Start `generation.n` sequences now. Never blocks."""
@@ -57,6 +70,9 @@ class Worker(Protocol):
 
     async def stop(self) -> None:
         """Let the worker go; returns when all that it held is given back. Idempotent."""
+
+    async def kill(self) -> None:
+        """As `stop`, of one that would not hear it."""
 
 
 class Workers(Protocol):

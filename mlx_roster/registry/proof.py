@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 from mlx_roster.registry.board import Board
 from mlx_roster.registry.resident import State
@@ -46,6 +47,10 @@ def _queue(board: Board) -> None:
     assert not board.holders.keys() & set(waiting), "a ticket waits and holds a lease"
     counted = sum(not waiter.exempt for line in board.queue.lines.values() for waiter in line.waiters.values())
     assert counted == board.queue.counted, "the count of waiters is off"
+    waiters = [waiter for line in board.queue.lines.values() for waiter in line.waiters.values()]
+    clients = Counter(one.client for one in waiters if one.client is not None and not one.exempt)
+    assert clients == board.queue.clients, "the counts of clients are off"
+    assert 0 not in board.queue.clients.values(), "a client is counted that does not wait"
     searching = {line.search.job: line for line in board.queue.lines.values() if line.search is not None}
     assert searching == board.searches, "a search that nobody waits for"
     for line in board.queue.lines.values():

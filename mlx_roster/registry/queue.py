@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -18,6 +19,7 @@ class Waiter:
     since: float
     keep_alive: float | None = None
     exempt: bool = False
+    client: str | None = None
 
 
 @dataclass(slots=True)
@@ -75,8 +77,9 @@ class Queue:
     def __init__(self) -> None:
         self.lines: dict[str, Line] = {}
         self._tickets: dict[int, Line] = {}
-        #: How many of the tickets limits are for: all but the exempt.
+        #: How many of the tickets limits are for: all but the exempt. And of these, each client's.
         self.counted = 0
+        self.clients: Counter[str] = Counter()
 
     def __len__(self) -> int:
         return len(self._tickets)
@@ -98,7 +101,10 @@ class Queue:
             line = self.lines[waiter.model] = Line(record, priority)
         line.waiters[waiter.ticket] = waiter
         self._tickets[waiter.ticket] = line
-        self.counted += not waiter.exempt
+        if not waiter.exempt:
+            self.counted += 1
+            if waiter.client is not None:
+                self.clients[waiter.client] += 1
         return line
 
     def take(self, ticket: int) -> tuple[Waiter, Line] | None:
@@ -107,10 +113,18 @@ class Queue:
         if line is None:
             return None
         waiter = line.waiters.pop(ticket)
-        self.counted -= not waiter.exempt
+        if not waiter.exempt:
+            self.counted -= 1
+            if waiter.client is not None:
+                self._uncount(waiter.client)
         if not line.waiters:
             del self.lines[line.model]
         return waiter, line
+
+    def _uncount(self, client: str) -> None:
+        self.clients[client] -= 1
+        if not self.clients[client]:
+            del self.clients[client]
 
     def ordered(self, at: float, max_wait: float) -> list[tuple[Line, bool]]:
         """The Lines, each with whether it is overdue: these first, oldest first; then by priority, and by age."""

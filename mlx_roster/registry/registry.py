@@ -19,10 +19,10 @@ from typing import Self
 
 from mlx_roster import __version__
 from mlx_roster.config import Defaults, Roster, format_bytes
-from mlx_roster.core import AdapterSource, Ref
+from mlx_roster.core import AdapterSource, Counters, Ref
 from mlx_roster.errors import Draining, ModelNotFound, RosterError, WorkerCrashed
 from mlx_roster.registry import events, status
-from mlx_roster.registry.catalog import Catalog
+from mlx_roster.registry.catalog import Catalog, Sight
 from mlx_roster.registry.holding import Holding, Lease
 from mlx_roster.registry.journal import Follower, Journal
 from mlx_roster.registry.listing import Listing
@@ -107,9 +107,9 @@ class Registry:
 
     # What a request needs
 
-    def resolve(self, model: str | None, adapters: str | None = None) -> Ref:
+    def resolve(self, model: str | None, adapters: str | None = None, *, sees: Sight = None) -> Ref:
         """What a request's words mean; see `Catalog.resolve`."""
-        return self.catalog.resolve(model, adapters)
+        return self.catalog.resolve(model, adapters, sees=sees)
 
     def defaults(self, ref: Ref, words: str | None) -> Defaults:
         """What the roster has for what a request leaves out, None where it says nothing; see `Catalog.defaults`."""
@@ -120,10 +120,18 @@ class Registry:
         return self.catalog.uses_generation_config(ref)
 
     @asynccontextmanager
-    async def lease(self, ref: Ref, keep_alive: float | None = None, *, exempt: bool = False) -> AsyncIterator[Lease]:
+    async def lease(
+        self,
+        ref: Ref,
+        keep_alive: float | None = None,
+        *,
+        exempt: bool = False,
+        client: str | None = None,
+        client_limit: int | None = None,
+    ) -> AsyncIterator[Lease]:
         """Wait for `ref`'s model to be ready and hold it until the block ends.
 
-        `keep_alive` and `exempt`: see `events.Acquire`. Raises CapacityError, LoadFailed, WorkerCrashed, ModelNotFound
+        The other arguments: see `events.Acquire`. Raises CapacityError, LoadFailed, WorkerCrashed, ModelNotFound
         or AdapterNotFound. Cancelling the wait gives the place up.
         """
         if not self._open:
@@ -131,7 +139,8 @@ class Registry:
         asked, ticket = self._now(), next(self._tickets)
         granted = self._performer.expect(ticket)
         try:
-            self._performer.feed(events.Acquire(asked, ticket, ref.model, keep_alive, exempt))
+            asking = events.Acquire(asked, ticket, ref.model, keep_alive, exempt, client, client_limit)
+            self._performer.feed(asking)
             yield self._lease(ref, await granted, asked)
         finally:
             self._performer.forget(ticket)
@@ -148,21 +157,36 @@ class Registry:
 
     # What there is
 
-    def listing(self) -> list[Listing]:
-        """Every model and adapter of the catalog, loaded or not. Resets no timer."""
-        lister = status.Lister(self._state.board, self.catalog, self._created, self._now())
-        return [lister.listed(ref) for ref in self.catalog]
+    def listing(self, *, sees: Sight = None) -> list[Listing]:
+        """Every model and adapter of the catalog, loaded or not, that a client may know of. Resets no timer."""
+        lister = self._lister()
+        return [lister.listed(ref) for ref in self.catalog if sees is None or sees(ref)]
 
     def find(self, name: str) -> Listing:
         """One of them, by id or alias. Raises ModelNotFound or AdapterNotFound."""
-        lister = status.Lister(self._state.board, self.catalog, self._created, self._now())
-        return lister.listed(self.catalog.resolve(name))
+        return self.listed(self.catalog.resolve(name))
+
+    def listed(self, ref: Ref) -> Listing:
+        """What `ref` names, be it listed or not."""
+        return self._lister().listed(ref)
+
+    def _lister(self) -> status.Lister:
+        return status.Lister(self._state.board, self.catalog, self._created, self._now())
 
     def status(self) -> dict[str, int]:
         """How many Residents are in which state."""
         states = [resident.state for resident in self._state.board.ledger]
         shown = (State.LOADING, State.READY, State.DRAINING, State.UNLOADING)
         return {state.value: states.count(state) for state in shown}
+
+    @property
+    def closing(self) -> bool:
+        """Whether nobody gets a lease any more: see `stop_admitting`."""
+        return not self._open
+
+    def stalled(self) -> list[str]:
+        """The models whose worker has got nowhere for half of `scheduling.stall_timeout` or more."""
+        return self._performer.stalled()
 
     def progress(self) -> Mapping[str, tuple[int, int]]:
         """The loads that are going on: model → (bytes loaded, bytes in all)."""
@@ -181,7 +205,7 @@ class Registry:
 
     def overview(self) -> Overview:
         """Everything there is to say of Residents, the queue and what was resident before."""
-        board, at = self._state.board, self._now()
+        board, at, progress = self._state.board, self._now(), self._performer.progress()
         reload = None if self._reload is None else replace(self._reload[1], seconds_ago=round(at - self._reload[0], 3))
         return Overview(
             version=__version__,
@@ -190,8 +214,18 @@ class Registry:
             queued=len(board.queue),
             preload=self.preloads,
             reload=reload,
-            models=tuple(map(self._status, status.noteworthy(board))),
+            models=tuple(status.model_status(board, model, at, progress) for model in status.noteworthy(board)),
+            max_queued=board.policy.max_queued,
         )
+
+    def lists(self, model: str, adapter: str | None) -> bool:
+        """Whether the roster itself has a model, by its canonical name, or an adapter of it."""
+        entry = self.catalog.entries.get(model)
+        return entry is not None and (adapter is None or adapter in entry.adapters)
+
+    def counters(self) -> dict[str, Counters]:
+        """By model: what its workers have done since the server started, and what those of now are doing."""
+        return self._performer.counters()
 
     @asynccontextmanager
     async def changes(self) -> AsyncIterator[Follower]:

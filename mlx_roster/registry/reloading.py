@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Protocol, Self
 
 from mlx_roster.config import Roster
+from mlx_roster.config.settings import is_loopback
 from mlx_roster.errors import ConfigError
 from mlx_roster.registry.overview import Reload
 from mlx_roster.registry.revision import Revision
@@ -106,7 +107,17 @@ class Reloader:
     def _prepared(self) -> tuple[Revision, int, tuple[str, ...]]:
         """All that can be done beforehand, on a thread: with thousands of models it takes a while."""
         roster, budget = self._read()
+        self._check_reach(roster)
         return self._registry.revision(roster), budget, tuple(self._notes(roster))
+
+    def _check_reach(self, roster: Roster) -> None:
+        """The file may say loopback now, and need no keys for that. Bound is still what was bound at the start."""
+        host = self._started.server.host
+        if not roster.auth.keys and not is_loopback(host):
+            raise ConfigError(
+                f"auth.keys: the server listens on {host} until it is restarted, where whoever reaches it could use "
+                "it: it does not go on without keys"
+            )
 
     def _notes(self, roster: Roster) -> list[str]:
         """What `roster` asks for that this process cannot do, compared to what it was started with."""

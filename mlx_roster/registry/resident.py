@@ -47,6 +47,8 @@ class Resident:
     started: float | None = None
     #: When its load, or what it runs, last got any further.
     progressed: float = 0.0
+    #: Since when its worker has been at one thing, where it has anything to do.
+    awaited: float | None = None
     awaits: frozenset[int] = frozenset()  # serials that must be gone before it is started
     cut: bool = False  # its worker has been told to stop, leases or not
     loaded: float = 0.0

@@ -36,11 +36,12 @@ def too_large(board: Board, record: Record, size: int) -> ModelTooLarge | None:
     pinned = [one for one in board.ledger.current_ones() if one.pinned and one.model != record.model]
     if pinned and size + sum(one.entitled for one in pinned) > budget:
         blockers = ", ".join(f"{one.model} ({format_bytes(one.entitled)})" for one in pinned)
-        return ModelTooLarge(
+        said = (
             f"{record.model} needs {format_bytes(size)} of a budget of {format_bytes(budget)}, "
-            f"of which pinned models have the rest: {blockers}",
-            param="model",
+            "of which pinned models have the rest"
         )
+        others = tuple(one.model for one in pinned)
+        return ModelTooLarge(f"{said}: {blockers}", param="model", others=others, discreetly=said)
     return None
 
 

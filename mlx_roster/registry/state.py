@@ -15,11 +15,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mlx_roster.config import format_bytes
-from mlx_roster.errors import Draining, LoadCooldown, ModelNotFound, QueueFull, RosterError
+from mlx_roster.errors import Draining, LoadCooldown, ModelNotFound, RosterError
 from mlx_roster.registry import deadlines, events, proof, room
 from mlx_roster.registry.board import Board
 from mlx_roster.registry.events import Action, Event
-from mlx_roster.registry.forecast import retry_after, why_it_waits
+from mlx_roster.registry.forecast import why_it_waits
+from mlx_roster.registry.limits import queue_full
 from mlx_roster.registry.policy import Policy, Terms
 from mlx_roster.registry.queue import Line, Waiter
 from mlx_roster.registry.record import Record
@@ -122,9 +123,9 @@ class Residency:
         if error is not None:
             board.actions.append(events.Refuse(event.ticket, model, error))
         elif resident is not None and resident.state is State.READY:
-            board.grant(event.ticket, event.keep_alive, resident)
+            board.grant(event.ticket, event.keep_alive, event.client, resident)
         else:
-            waiter = Waiter(event.ticket, model, event.at, event.keep_alive, event.exempt)
+            waiter = Waiter(event.ticket, model, event.at, event.keep_alive, event.exempt, event.client)
             board.enqueue(waiter, record, terms.priority)
 
     def _refusal(
@@ -140,25 +141,7 @@ class Residency:
                 return LoadCooldown(said, param="model", retry_after=left)
         # Who finds the model ready waits only if it has no place left.
         full = resident is None or resident.state is not State.READY or len(resident.leases) >= terms.max_concurrency
-        return self._queue_full(event.model, terms) if full and not event.exempt else None
-
-    def _queue_full(self, model: str, terms: Terms) -> QueueFull | None:
-        board = self.board
-        line = board.queue.lines.get(model)
-        here, everywhere = line.counted if line is not None else 0, board.queue.counted
-        for resident in board.ledger:
-            # With a lease but no place in the batch yet.
-            if resident.leases and (found := board.terms.get(resident.model)) is not None:
-                beyond = max(0, len(resident.leases) - found.max_concurrency)
-                everywhere += beyond
-                here += beyond if resident.model == model else 0
-        if terms.max_queued is not None and here >= terms.max_queued:
-            said = f"{here} requests wait for {model} already, and its max_queued is {terms.max_queued}"
-        elif everywhere >= board.policy.max_queued:
-            said = f"{everywhere} requests wait already, and scheduling.max_queued is {board.policy.max_queued}"
-        else:
-            return None
-        return QueueFull(said, param="model", retry_after=retry_after(board, model))
+        return queue_full(board, event, terms) if full and not event.exempt else None
 
     def _leave(self, event: events.Leave) -> None:
         board = self.board
@@ -215,7 +198,7 @@ class Residency:
         # Its waiters get their leases here, before anything can find it idle.
         line = board.queue.lines.get(resident.model)
         for waiter in list(line.waiters.values()) if line is not None else []:
-            board.grant(waiter.ticket, waiter.keep_alive, resident)
+            board.grant(waiter.ticket, waiter.keep_alive, waiter.client, resident)
 
     def _load_failed(self, event: events.LoadFailed) -> None:
         board, resident = self.board, self.board.ledger.get(event.serial)
@@ -241,6 +224,7 @@ class Residency:
             resident = self.board.ledger.get(event.serial)
             if resident is not None:
                 resident.progressed = max(resident.progressed, event.since)
+                resident.awaited = event.awaited
                 self.board.ledger.touch(resident)
         else:
             line = self.board.searches.get(event.job)

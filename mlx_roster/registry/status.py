@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from mlx_roster.config import ModelEntry
 from mlx_roster.core import Ref
@@ -42,7 +42,7 @@ def model_status(board: Board, model: str, at: float, progress: Progress) -> Mod
         id=model,
         state=state_of(board, model, at),
         pinned=pinned(board, model),
-        leases=sum(len(one.leases) for one in board.ledger if one.model == model),
+        leases=sum(len(one.leases) for one in _all(board, model)),
         queued=board.queue.waiting(model),
         bytes=_bytes(board, model, resident),
         expires_in=None if expires is None else round(expires, 3),
@@ -136,6 +136,15 @@ def _shown(board: Board, model: str) -> Resident | None:
     if current is not None or not board.ledger.leaving:
         return current
     return next(iter(board.ledger.departing(model)), None)
+
+
+def _all(board: Board, model: str) -> Iterator[Resident]:
+    """The Resident that stays, and those on their way out."""
+    current = board.ledger.current(model)
+    if current is not None:
+        yield current
+    if board.ledger.leaving:
+        yield from board.ledger.departing(model)
 
 
 def _bytes(board: Board, model: str, resident: Resident | None) -> ModelBytes:

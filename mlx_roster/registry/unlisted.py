@@ -31,9 +31,10 @@ class Unlisted:
         self._models: LRUCache[str, ModelEntry] = LRUCache(KEPT)
         self._adapters: LRUCache[str, AdapterEntry] = LRUCache(KEPT)
 
-    def model(self, words: str) -> str | None:
-        """The name of the model that a request's `words` mean. A folder comes before a repo, as in a roster."""
-        if self._rules.paths and (found := self._folder(words, _is_model)) is not None:
+    def model(self, words: str, *, disk: bool = True) -> str | None:
+        """The name of the model that a request's `words` mean. A folder comes before a repo, as in a roster; without
+        `disk`, folders are not looked at."""
+        if disk and self._rules.paths and (found := self._folder(words, _is_model)) is not None:
             name, folder = found
             self._models[name] = ModelEntry(source=folder)
             return name

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping
 
 from starlette.exceptions import HTTPException
-from starlette.routing import BaseRoute, Mount, Route, Router
+from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from mlx_roster.errors import ModelNotFound
@@ -17,7 +17,6 @@ from mlx_roster.server.disconnect import cancel_on_disconnect
 from mlx_roster.server.discreet import discreet
 from mlx_roster.server.errors import RosterRefused
 from mlx_roster.server.exchange import Exchange
-from mlx_roster.server.guard import LocalOnly
 from mlx_roster.server.reply import reply
 from mlx_roster.server.watching import Events
 
@@ -32,17 +31,16 @@ Deed = Callable[[str, Flags], Awaitable[tuple[int, ModelStatus]]]
 _STILL_THERE = ("loading", "ready", "draining", "unloading")
 
 
-def admin(registry: Registry, reload: ReloadRoster, closing: asyncio.Event) -> Mount:
-    """The routes below `/admin`, for this machine alone. `closing` ends what has no end of its own."""
+def admin(registry: Registry, reload: ReloadRoster, closing: asyncio.Event) -> list[Route]:
+    """The routes below `/admin`. `closing` ends what has no end of its own."""
     deeds = _deeds(registry)
-    routes: list[BaseRoute] = [
-        Route("/status", Status(registry), methods=["GET"]),
-        Route("/events", Events(registry, closing), methods=["GET"]),
-        Route("/reload", ReloadNow(registry, reload), methods=["POST"]),
-        *(Route(f"/models/{{id:path}}/{verb}", deed, methods=["POST"]) for verb, deed in deeds.items()),
-        Route("/models/{id:path}", OneModel(registry, deeds), methods=["GET"]),
+    return [
+        Route("/admin/status", Status(registry), methods=["GET"]),
+        Route("/admin/events", Events(registry, closing), methods=["GET"]),
+        Route("/admin/reload", ReloadNow(registry, reload), methods=["POST"]),
+        *(Route(f"/admin/models/{{id:path}}/{verb}", deed, methods=["POST"]) for verb, deed in deeds.items()),
+        Route("/admin/models/{id:path}", OneModel(registry, deeds), methods=["GET"]),
     ]
-    return Mount("/admin", app=LocalOnly(Router(routes, redirect_slashes=False)))
 
 
 class Status:
@@ -89,9 +87,9 @@ class Act:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange.of(scope)
-        flags = await read_flags(scope, receive, self._flags)
+        flags = await read_flags(scope, receive, self._registry.roster.server, self._flags)
         name = scope["path_params"]["id"]
-        exchange.model = self._registry.model_status(name).id
+        exchange.account.model = self._registry.model_status(name).id
         client = cancel_on_disconnect(receive)
         try:
             async with client:
@@ -134,7 +132,7 @@ class ReloadNow:
         self._reload = reload
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await read_flags(scope, receive, ())
+        await read_flags(scope, receive, self._registry.roster.server, ())
         result = discreet(await self._reload("POST /admin/reload"), self._registry.roster.base)
         if not result.ok:
             raise RosterRefused(result.error or "the roster could not be read")

@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 from mlx_roster.errors import MethodNotAllowed, RouteNotFound
 from mlx_roster.metrics import Metrics
 from mlx_roster.registry import Registry
+from mlx_roster.server.access import Access
 from mlx_roster.server.admin import ReloadRoster, admin
 from mlx_roster.server.boundary import Boundary
 from mlx_roster.server.exchange import Exchange
@@ -44,26 +45,29 @@ class Application:
 
     def __init__(self, registry: Registry, reload: ReloadRoster, pulse: float) -> None:
         self._closing = asyncio.Event()
-        metrics = Metrics(registry.overview)
+        metrics = Metrics(registry.overview, registry.counters, registry.lists, registry.stalled)
         registry.listen(metrics.heard)
-        chat = chat_completions(registry, pulse)
+        chat = chat_completions(registry, metrics.gaps, pulse)
+        routes = [
+            Route("/v1/chat/completions", chat, methods=["POST"]),
+            Route("/chat/completions", chat, methods=["POST"]),
+            Route("/v1/completions", text_completions(registry, metrics.gaps, pulse), methods=["POST"]),
+            Route("/v1/models", Models(registry), methods=["GET"]),
+            Route("/v1/models/{id:path}", Model(registry), methods=["GET"]),
+            Route("/health", Health(registry), methods=["GET"]),
+            Route("/ready", Ready(registry), methods=["GET"]),
+            Route("/metrics", Scrape(metrics), methods=["GET"]),
+            Route("/openapi.json", Document(registry), methods=["GET"]),
+            *admin(registry, reload, self._closing),
+        ]
         app = Starlette(
-            routes=[
-                Route("/v1/chat/completions", chat, methods=["POST"]),
-                Route("/chat/completions", chat, methods=["POST"]),
-                Route("/v1/completions", text_completions(registry, pulse), methods=["POST"]),
-                Route("/v1/models", Models(registry), methods=["GET"]),
-                Route("/v1/models/{id:path}", Model(registry), methods=["GET"]),
-                Route("/health", Health(registry), methods=["GET"]),
-                Route("/ready", Ready(registry), methods=["GET"]),
-                Route("/metrics", Scrape(metrics), methods=["GET"]),
-                Route("/openapi.json", Document(registry), methods=["GET"]),
-                admin(registry, reload, self._closing),
-            ],
-            middleware=[Middleware(Boundary)],
+            routes=routes,
+            middleware=[Middleware(Boundary, metrics.ended), Middleware(Access, registry=registry, routes=routes)],
             exception_handlers={HTTPException: _unrouted},
         )
         app.router.redirect_slashes = False
+        # Now, and not with the first request: a route without a rule is to end the start.
+        app.middleware_stack = app.build_middleware_stack()
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

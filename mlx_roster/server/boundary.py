@@ -7,11 +7,15 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mlx_roster.errors import AdapterIncompatible, Draining, InternalError, RosterError
-from mlx_roster.server import errors, sse
+from mlx_roster.logs import fields, written
+from mlx_roster.metrics import Account
+from mlx_roster.server import errors, logbook, sse
+from mlx_roster.server.callers import told
 from mlx_roster.server.disconnect import ClientGone
 from mlx_roster.server.exchange import KEY, Exchange
 from mlx_roster.server.openai.fields import shown
@@ -26,14 +30,15 @@ CLIENT_GONE = 499
 class Boundary:
     """Wraps the router, inside Starlette's own error middleware, which has nothing left to do. Nothing passes it."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, ended: Callable[[Account], None] = lambda _: None) -> None:
         self.app = app
+        self._ended = ended
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        exchange = scope[KEY] = Exchange(_request_id(scope), time.monotonic())
+        exchange = scope[KEY] = Exchange(_request_id(scope), Account(time.monotonic()))
         exchange.add_header("x-request-id", exchange.request_id)
 
         async def sender(message: Message) -> None:
@@ -49,7 +54,11 @@ class Boundary:
         try:
             await self._serve(exchange, scope, receive, sender)
         finally:
-            _log_access(exchange, scope)
+            _close(exchange)
+            self._ended(exchange.account)
+            if logger.isEnabledFor(level := logbook.level(exchange.account, scope)):
+                about = logbook.facts(exchange, scope)
+                logger.log(level, "%s", logbook.line(about), extra=fields(**about))
 
     async def _serve(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -62,11 +71,11 @@ class Boundary:
             exchange.client_gone = True
         except RosterError as error:
             if errors.answer(error) is None:
-                logger.exception("request %s: an error that is not for clients", exchange.request_id)
+                _say(exchange, logging.ERROR, "an error that is not for clients", error)
                 error = _internal(exchange)
             await _fail(error, exchange, send)
-        except Exception:  # the ASGI boundary: a bug in one request must not look like a crash
-            logger.exception("request %s failed", exchange.request_id)
+        except Exception as error:  # noqa: BLE001  the ASGI boundary: a bug in one request must not look like a crash
+            _say(exchange, logging.ERROR, "it failed", error)
             await _fail(_internal(exchange), exchange, send)
 
 
@@ -75,11 +84,11 @@ async def _fail(error: RosterError, exchange: Exchange, send: Send) -> None:
     if exchange.complete or (exchange.status is not None and not exchange.streaming):
         # Nothing more can be said. Of a JSON body that is half out, uvicorn cuts the connection.
         return
-    body = errors.body(error)
+    body = errors.body(told(exchange.caller, error))
     exchange.code = error.code
     if isinstance(error, AdapterIncompatible):
         # Whoever runs the server can mend it, and sees only the log. Of a long list, the beginning will do.
-        logger.warning("request %s: %s", exchange.request_id, " ".join(error.message[:400].split()))
+        _say(exchange, logging.WARNING, " ".join(error.message[:400].split()))
     if exchange.status is not None:
         await send({"type": "http.response.body", "body": sse.event(body) + sse.DONE, "more_body": False})
         return
@@ -94,6 +103,11 @@ async def _fail(error: RosterError, exchange: Exchange, send: Send) -> None:
     await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
+def _say(exchange: Exchange, level: int, what: str, error: Exception | None = None) -> None:
+    about = fields(request_id=exchange.request_id)
+    logger.log(level, "request %s: %s", written(exchange.request_id), what, exc_info=error, extra=about)
+
+
 def _internal(exchange: Exchange) -> InternalError:
     return InternalError(f"the server failed; its log says why, under request id {exchange.request_id}")
 
@@ -106,12 +120,11 @@ def _request_id(scope: Scope) -> str:
     return f"req-{uuid.uuid4().hex}"
 
 
-def _log_access(exchange: Exchange, scope: Scope) -> None:
+def _close(exchange: Exchange) -> None:
+    """Say in the account how it ended."""
+    account = exchange.account
+    account.ended = time.monotonic()
+    account.caller = exchange.caller.name
     # Of a response that has begun, the status alone would hide that the client saw only part of it.
-    status = CLIENT_GONE if exchange.client_gone or exchange.status is None else exchange.status
-    # The raw path is still percent-encoded, so nothing in it can start a line of its own.
-    path = scope.get("raw_path", b"").decode("latin-1")
-    took = (time.monotonic() - exchange.started) * 1000
-    outcome = f"{status} {exchange.code}" if exchange.code else str(status)
-    model = exchange.model or "-"
-    logger.info("%s %s %s %.0f ms %s %s", scope["method"], path, outcome, took, model, exchange.request_id)
+    account.status = CLIENT_GONE if exchange.client_gone or exchange.status is None else exchange.status
+    account.code = exchange.code

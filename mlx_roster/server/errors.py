@@ -65,6 +65,7 @@ ANSWERS: dict[type[RosterError], Answer] = {
     errors.QueueTimeout: Answer(503, SERVER_ERROR),
     errors.LoadCooldown: Answer(503, SERVER_ERROR),
     errors.Draining: Answer(503, SERVER_ERROR),
+    errors.TooManyConnections: Answer(503, SERVER_ERROR),
     errors.ModelTooLarge: Answer(507, SERVER_ERROR, again=False),
 }
 
@@ -78,13 +79,19 @@ def answer(error: RosterError) -> Answer | None:
 
 
 def headers(error: RosterError) -> list[tuple[bytes, bytes]]:
-    """What tells a client when to ask again. OpenAI's repeat each 429 and 5xx by themselves unless told not to."""
+    """What tells a client when to ask again, and with what. OpenAI's repeat each 429 and 5xx by themselves unless told
+    not to."""
     found, extra = answer(error), []
+    if isinstance(error, errors.InvalidAPIKey):
+        extra.append((b"www-authenticate", b"Bearer"))
     again = found is None or found.again
     if isinstance(error, errors.Busy):
         wait = max(1, math.ceil(error.retry_after))
         extra.append((b"retry-after", b"%d" % wait))
         again = again and wait <= PATIENCE
+    if isinstance(error, errors.RequestTimeout):
+        # What is still to come of the request would be taken for the next one.
+        extra.append((b"connection", b"close"))
     return extra if again else [*extra, (b"x-should-retry", b"false")]
 
 

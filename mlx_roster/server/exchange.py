@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from starlette.types import Scope
 
+from mlx_roster.metrics import Account
 from mlx_roster.registry import Lease
+from mlx_roster.registry.ports import Stream
 from mlx_roster.server.callers import ANYBODY, Caller
 
 #: Where it is in the scope.
@@ -18,16 +21,16 @@ class Exchange:
     """One request and its response, from the outside: what the middleware and the endpoints tell each other."""
 
     request_id: str
-    started: float
+    account: Account
     #: Sent with the response's first line, whatever the response turns out to be.
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)
     #: Of the request's fields, those that had no effect, by the names that the client gave them.
     ignored: list[str] = field(default_factory=list)
-    #: The canonical id of what serves the request, once that is known.
-    model: str | None = None
     #: Who asks: set before any endpoint is reached.
     caller: Caller = ANYBODY
     status: int | None = None
+    #: What the answer is made from, while it is being made.
+    streams: Sequence[Stream] = ()
     client_gone: bool = False
     #: The error that the client was told, if it was told one.
     code: str | None = None
@@ -50,10 +53,16 @@ class Exchange:
         exchange = scope.get(KEY)
         return exchange if isinstance(exchange, cls) else None
 
+    @property
+    def unread(self) -> int:
+        """Bytes that have been generated and wait for the client to read what came before, about."""
+        return sum(stream.unread for stream in self.streams)
+
     def add_header(self, name: str, value: str) -> None:
         self.headers.append((name.encode("ascii"), value.encode("ascii")))
 
     def granted(self, lease: Lease) -> None:
         """The request holds `lease`: say what it waited for."""
+        self.account.waited, self.account.loaded = lease.wait_ms / 1000, lease.load_ms / 1000
         self.add_header("x-roster-wait-ms", f"{lease.wait_ms:.0f}")
         self.add_header("x-roster-load-ms", f"{lease.load_ms:.0f}")

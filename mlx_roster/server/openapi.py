@@ -15,8 +15,10 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from mlx_roster import __version__
+from mlx_roster.errors import AdminRequired, HostNotAllowed, ModelNotAllowed, OriginNotAllowed, RosterError
 from mlx_roster.registry import Registry
 from mlx_roster.registry.overview import ModelStatus, Overview, Reload
+from mlx_roster.server.access import RULES, Rule
 from mlx_roster.server.errors import ANSWERS
 from mlx_roster.server.openai import answers
 from mlx_roster.server.openai.fields import INERT, REFUSED
@@ -49,16 +51,31 @@ _HEADERS: dict[str, Json] = {
         "description": "The request's fields that had no effect, separated by commas.",
         "schema": {"type": "string"},
     },
+    "www-authenticate": {"description": "What is missing.", "schema": {"const": "Bearer"}},
     "retry-after": {
         "description": "Seconds after which asking again may help.",
         "schema": {"type": "string", "pattern": "^[0-9]+$"},
     },
 }
 
-#: What may go wrong, by status. 500 is a bug of ours; 405 is about routes, not operations.
-_READING = (403, 404, 500)
-_ACTING = (400, 403, 404, 413, 415, 429, 500, 502, 503, 507)
-_GENERATING = (400, 404, 413, 415, 422, 429, 500, 502, 503, 507)
+#: What may go wrong, by status. 500 is a bug of ours; 405 is about routes, not operations. 401 and 403 come with the
+#: route's rule.
+_READING = (404, 500)
+_ACTING = (400, 404, 408, 413, 415, 429, 500, 502, 503, 507)
+_GENERATING = (400, 404, 408, 413, 415, 422, 429, 500, 502, 503, 507)
+
+#: What 403 may mean where a route has this rule, beside that the server was asked by a wrong name or from a wrong page.
+_FORBIDDEN: dict[Rule, tuple[type[RosterError], ...]] = {
+    Rule.INFER: (ModelNotAllowed,),
+    Rule.OPERATE: (AdminRequired,),
+    Rule.ADMIN: (AdminRequired,),
+}
+
+_KEY: Json = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "One of the keys in auth.keys of the roster. Where it has none, none is needed.",
+}
 
 _EXAMPLES: dict[str, dict[str, Json]] = {
     "ChatRequest": {
@@ -111,17 +128,18 @@ class Document:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # Made when it is first asked for, which takes a good deal longer than a token.
-        body = await asyncio.to_thread(_encoded, self._registry.roster.server.n_limit)
+        roster = self._registry.roster
+        body = await asyncio.to_thread(_encoded, roster.server.n_limit, keyed=bool(roster.auth.keys))
         await Response(body, media_type="application/json")(scope, receive, send)
 
 
 @lru_cache(maxsize=1)
-def _encoded(n_limit: int) -> bytes:
-    return msgspec.json.encode(document(n_limit))
+def _encoded(n_limit: int, *, keyed: bool) -> bytes:
+    return msgspec.json.encode(document(n_limit, keyed=keyed))
 
 
-def document(n_limit: int) -> Json:
-    """An OpenAPI 3.1 document of every route. A request's `n` is at most `n_limit`."""
+def document(n_limit: int, *, keyed: bool = False) -> Json:
+    """An OpenAPI 3.1 document of every route. A request's `n` is at most `n_limit`; a `keyed` server wants API keys."""
     return {
         "openapi": "3.1.0",
         "info": {
@@ -130,8 +148,27 @@ def document(n_limit: int) -> Json:
             "description": "Many MLX models and LoRA adapters behind one endpoint that speaks OpenAI's API.",
             "license": {"name": "MIT", "identifier": "MIT"},
         },
-        "paths": _paths(),
-        "components": {"schemas": _schemas(n_limit), "headers": _HEADERS},
+        "paths": {path: _guarded(path, item, keyed=keyed) for path, item in _paths().items()},
+        "components": {"schemas": _schemas(n_limit), "headers": _HEADERS, "securitySchemes": {"key": _KEY}},
+    }
+
+
+def _guarded(path: str, item: Json, *, keyed: bool) -> Json:
+    """A path's operations, each with who may ask for it, as `access.RULES` has that."""
+    rule = RULES[path.replace("{id}", "{id:path}")]
+    forbidden: tuple[type[RosterError], ...] = (HostNotAllowed, OriginNotAllowed, *_FORBIDDEN.get(rule, ()))
+    refusals = {"403": _refusal(403, forbidden), **_refusals((431,))}
+    # Without keys, one that is sent all the same does no harm.
+    security: list[Json] = [{"key": []}] if keyed else [{}, {"key": []}]
+    if rule is Rule.PUBLIC:
+        security = []
+    else:
+        refusals |= _refusals((401,))
+    return {
+        method: operation
+        if method == "parameters"
+        else {**operation, "security": security, "responses": {**operation["responses"], **refusals}}
+        for method, operation in item.items()
     }
 
 
@@ -196,8 +233,8 @@ def _paths() -> dict[str, Json]:
             "parameters": [model_id],
             "get": {"summary": "One of them.", "responses": _answers("ModelEntry", (404, 500))},
         },
-        "/health": {"get": {"summary": "The server is alive.", "responses": _answers("HealthState", (500,))}},
-        "/ready": {"get": {"summary": "Its preloads have ended.", "responses": _ready()}},
+        "/health": {"get": {"summary": "All is well.", "responses": _state("A model hangs, or the server stops.")}},
+        "/ready": {"get": {"summary": "Its preloads have ended.", "responses": _state("They have not, or it stops.")}},
         "/metrics": {"get": {"summary": "For Prometheus.", "responses": _other("text/plain", (500,))}},
         "/openapi.json": {"get": {"summary": "This document.", "responses": _other("application/json", (500,))}},
         "/admin/status": {"get": status},
@@ -207,7 +244,7 @@ def _paths() -> dict[str, Json]:
         "/admin/reload": {
             "post": {
                 "summary": "Read the roster file anew.",
-                "responses": _answers("Reload", (400, 403, 413, 415, 500)),
+                "responses": _answers("Reload", (400, 408, 413, 415, 500)),
             },
         },
         "/admin/models/{id}": {
@@ -219,7 +256,8 @@ def _paths() -> dict[str, Json]:
 
 
 def _generating(request: str, whole: str, chunk: str) -> Json:
-    headers = {name: {"$ref": f"#/components/headers/{name}"} for name in _HEADERS if name != "retry-after"}
+    refused = ("retry-after", "www-authenticate")
+    headers = {name: {"$ref": f"#/components/headers/{name}"} for name in _HEADERS if name not in refused}
     answer = {
         "description": "The answer.",
         "headers": headers,
@@ -265,9 +303,9 @@ def _deed(verb: str, model_id: Json) -> Json:
     }
 
 
-def _ready() -> Json:
-    ready = _answers("HealthState", (500,))
-    return {**ready, "503": {**ready["200"], "description": "They have not."}}
+def _state(otherwise: str) -> Json:
+    answers = _answers("HealthState", (500,))
+    return {**answers, "503": {**answers["200"], "description": otherwise}}
 
 
 def _answers(shape: str, statuses: Iterable[int]) -> Json:
@@ -286,14 +324,18 @@ def _answer(description: str, media_type: str, schema: Json) -> Json:
 
 def _refusals(statuses: Iterable[int]) -> Json:
     """Each with the codes that it may have, from the one table of errors."""
-    refusals: Json = {}
-    for status in statuses:
-        codes = sorted({error.code for error, found in ANSWERS.items() if found.status == status})
-        said = f"{http.HTTPStatus(status).phrase}: {', '.join(codes)}."
-        refusals[str(status)] = _answer(said, "application/json", _ref("ErrorBody"))
-        if status in (429, 503):
-            refusals[str(status)]["headers"]["retry-after"] = {"$ref": "#/components/headers/retry-after"}
-    return refusals
+    return {
+        str(status): _refusal(status, [error for error, found in ANSWERS.items() if found.status == status])
+        for status in statuses
+    }
+
+
+def _refusal(status: int, errors: Iterable[type[RosterError]]) -> Json:
+    said = f"{http.HTTPStatus(status).phrase}: {', '.join(sorted({error.code for error in errors}))}."
+    refusal = _answer(said, "application/json", _ref("ErrorBody"))
+    for name in {401: ["www-authenticate"], 429: ["retry-after"], 503: ["retry-after"]}.get(status, []):
+        refusal["headers"][name] = {"$ref": f"#/components/headers/{name}"}
+    return refusal
 
 
 def _ref(shape: str) -> Json:

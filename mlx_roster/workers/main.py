@@ -7,29 +7,40 @@ file on the socket ends the process. (The engine has two of its own: for templat
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import os
 import signal
 import socket
 import sys
 import threading
-import traceback
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future
+
+from mlx_roster.lifeline import hold_on_to
 
 # Service supervisors end all processes of a service at once: streams would be cut that the server lets finish. Before
 # the imports below, which take a second.
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if __name__ == "__main__":
+    hold_on_to(int(sys.argv[2]))
 
 import mlx.core as mx
 import psutil
 
-from mlx_roster.core import Delta, Device, Measured, ModelSource
+from mlx_roster.core import Counters, Delta, Device, Measured, ModelSource
 from mlx_roster.engine.loop import Engine
 from mlx_roster.errors import LoadFailed, LoadOutOfMemory, RosterError
 from mlx_roster.loaders import models
 from mlx_roster.loaders.adapters import Adapters
 from mlx_roster.workers import wire
 from mlx_roster.workers.blas import limit_threads
+from mlx_roster.workers.listening import speaking
+
+logger = logging.getLogger(__name__)
+
+#: A worker that has something to do says every so many seconds how it is.
+PULSE = 1.0
 
 #: Steps are small and frequent; this is room for the server process to be busy elsewhere for a moment.
 SEND_BUFFER = 4 * 2**20
@@ -71,6 +82,9 @@ class Link:
     def report(self, measured: Measured) -> None:
         self.send(wire.Report(measured))
 
+    def counted(self, counters: Counters) -> None:
+        self.send(wire.Counted(counters))
+
 
 def device() -> Device:
     """This machine's accelerator, as mlx sees it."""
@@ -86,7 +100,35 @@ def device() -> Device:
     return Device(str(mx.device_info()["device_name"]), "cpu", physical, physical)
 
 
-def obey(commands: Iterator[wire.Command], engine: Future[Engine]) -> None:
+class Pulse:
+    """Says how it is with the engine, from a thread of its own: those that work may be at one thing for long."""
+
+    def __init__(self, link: Link, engine: Future[Engine]) -> None:
+        self._link = link
+        self._engine = engine
+        self._heard = 0
+        self._wanted = threading.Event()
+
+    def submitted(self) -> None:
+        """The engine has been given one more Submit."""
+        self._heard += 1
+        self._wanted.set()
+
+    def beat(self) -> None:
+        """The thread. Never returns."""
+        engine = self._engine.result()
+        while True:
+            self._wanted.wait()
+            time.sleep(PULSE)
+            self._wanted.clear()
+            # In this order: what comes in between is not known to be done.
+            heard, since = self._heard, engine.awaited
+            if since is not None:
+                self._wanted.set()
+            self._link.send(wire.Pulse(heard, None if since is None else max(0.0, time.monotonic() - since)))
+
+
+def obey(link: Link, commands: Iterator[wire.Command], engine: Future[Engine], pulse: Pulse) -> None:
     """The reader thread. Its end is the process's end: all that is held goes back to the system at once."""
     code = 1
     try:
@@ -94,6 +136,7 @@ def obey(commands: Iterator[wire.Command], engine: Future[Engine]) -> None:
             match command:
                 case wire.Submit(sequence, generation):
                     engine.result().submit(sequence, generation)
+                    pulse.submitted()
                 case wire.Cancel(sequence):
                     engine.result().cancel(sequence)
                 case wire.Share(size):
@@ -101,12 +144,14 @@ def obey(commands: Iterator[wire.Command], engine: Future[Engine]) -> None:
                 case wire.Limit(limits):
                     engine.result().limit(limits)
                 case wire.Stop():
+                    if engine.done() and engine.exception() is None:
+                        link.counted(engine.result().counters())
                     break
                 case wire.Load():
                     raise wire.FrameError("a second Load")
         code = 0
-    except Exception:  # noqa: BLE001  the thread boundary: nobody else would see it
-        traceback.print_exc()
+    except Exception:  # the thread boundary: nobody else would see it
+        logger.exception("the server's commands cannot be followed")
     finally:
         sys.stderr.flush()
         os._exit(code)
@@ -128,6 +173,7 @@ def serve(link: Link, source: ModelSource, engine: Future[Engine]) -> None:
 def main() -> None:
     # How long a thread that renders a template may keep the interpreter from the one that decodes, in seconds.
     sys.setswitchinterval(0.0005)
+    speaking()
     link = Link(socket.socket(fileno=int(sys.argv[1])))
     versions = {name: importlib.metadata.version(name) for name in ("mlx", "mlx-lm")}
     link.send(wire.Hello(os.getpid(), device(), versions))
@@ -135,7 +181,9 @@ def main() -> None:
     first = next(commands, None)
     if isinstance(first, wire.Load):
         engine: Future[Engine] = Future()
-        threading.Thread(target=obey, args=(commands, engine), daemon=True).start()
+        pulse = Pulse(link, engine)
+        threading.Thread(target=obey, args=(link, commands, engine, pulse), daemon=True).start()
+        threading.Thread(target=pulse.beat, daemon=True).start()
         serve(link, first.source, engine)
 
 

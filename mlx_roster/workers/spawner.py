@@ -6,12 +6,13 @@ import asyncio
 import contextlib
 import os
 import warnings
+from collections.abc import Sequence
 from typing import Self
 
 from mlx_roster.core import Device, ModelSource, Owner
 from mlx_roster.errors import RosterError, WorkerCrashed
 from mlx_roster.workers.blas import preloaded
-from mlx_roster.workers.process import ProcessWorker
+from mlx_roster.workers.process import PROGRAM, ProcessWorker
 
 #: How long the next spare waits for the first token of the model that was loaded last, in seconds.
 PATIENCE = 5.0
@@ -21,10 +22,12 @@ class Spawner:
     """Starts workers; satisfies `registry.ports.Workers`. Use as an async context manager.
 
     The first worker is started on entry, whether or not spares are kept: it is what knows the device.
+    `program`: see `ProcessWorker.spawn`.
     """
 
-    def __init__(self, *, keep_spare: bool = True) -> None:
+    def __init__(self, *, keep_spare: bool = True, program: Sequence[str] = PROGRAM) -> None:
         self._keep_spare = keep_spare
+        self._program = program
         # Whatever a worker loads is on this disk already: no library in it has any business with the network.
         self._environment = {**preloaded(os.environ), "HF_HUB_OFFLINE": "1"}
         self._spare: asyncio.Task[ProcessWorker] | None = None
@@ -49,10 +52,16 @@ class Spawner:
             warnings.warn(f"{self!r} was dropped without being closed", ResourceWarning, stacklevel=1)
 
     async def device(self) -> Device:
-        """The accelerator, as the first worker sees it. To be asked before the first load. Raises WorkerCrashed."""
+        """The accelerator, as the first worker sees it. To be asked before the first load.
+
+        Raises LoadFailed where none could be started, and WorkerCrashed with its last words where it died at once.
+        """
         assert self._spare is not None, "asked before entering, or after the first load"
         worker = await asyncio.shield(self._spare)
-        return await worker.greeting()
+        try:
+            return await worker.greeting()
+        except WorkerCrashed as error:
+            raise WorkerCrashed(await worker.last_words() or error.message) from error
 
     async def load(self, source: ModelSource, owner: Owner) -> ProcessWorker:
         """See `registry.ports.Workers.load`."""
@@ -64,7 +73,7 @@ class Spawner:
                 if worker.begun:
                     raise
                 # It was lost before it had even begun, for which no model is to blame: once, another takes its place.
-                worker = await ProcessWorker.spawn(self._environment)
+                worker = await self._spawn()
                 await worker.load(source, owner)
         finally:
             if self._keep_spare:
@@ -82,7 +91,10 @@ class Spawner:
             self._spare = self._start()
 
     def _start(self) -> asyncio.Task[ProcessWorker]:
-        return asyncio.get_running_loop().create_task(ProcessWorker.spawn(self._environment))
+        return asyncio.get_running_loop().create_task(self._spawn())
+
+    async def _spawn(self) -> ProcessWorker:
+        return await ProcessWorker.spawn(self._environment, self._program)
 
     async def _take(self) -> ProcessWorker:
         """The spare, if there is one and it lives; else a fresh worker."""
@@ -93,8 +105,8 @@ class Spawner:
             await self._give_back(task)
             raise
         except RosterError:
-            return await ProcessWorker.spawn(self._environment)
-        return worker if worker.alive else await ProcessWorker.spawn(self._environment)
+            return await self._spawn()
+        return worker if worker.alive else await self._spawn()
 
     async def _give_back(self, task: asyncio.Task[ProcessWorker]) -> None:
         """A load was cancelled while its worker was being started."""

@@ -8,6 +8,9 @@ from collections.abc import Callable
 from mlx_roster.core import Delta
 from mlx_roster.errors import RosterError
 
+#: What a Delta takes beside its text, here and on its way to the client, in bytes.
+PER_DELTA = 256
+
 
 class SequenceStream:
     """A mailbox between the worker's link, which fills it, and one request's task, which empties it.
@@ -40,6 +43,11 @@ class SequenceStream:
             self._ended = True
             self._cancel()
             self._notify()
+
+    @property
+    def unread(self) -> int:
+        """See `registry.ports.Stream`. Counted when asked for: most of the time nobody does, and nothing waits."""
+        return sum(PER_DELTA + len(delta.text) for delta in self._deltas)
 
     def waiting(self) -> list[Delta]:
         taken, self._deltas = self._deltas, []

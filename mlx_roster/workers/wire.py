@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import msgspec
 
-from mlx_roster.core import Capabilities, Delta, Device, Generation, Limits, Measured, ModelSource
+from mlx_roster.core import Capabilities, Counters, Delta, Device, Generation, Limits, Measured, ModelSource
 
 _LENGTH = struct.Struct(">I")
 
@@ -104,8 +104,26 @@ class Report(msgspec.Struct, frozen=True, tag="report"):
     measured: Measured
 
 
+class Counted(msgspec.Struct, frozen=True, tag="counted"):
+    """What the worker counts, as it is now: before a sequence's last Delta, when it has gone idle, when it is told to
+    stop, and once a second while it is at work."""
+
+    counters: Counters
+
+
+class Pulse(msgspec.Struct, frozen=True, tag="pulse"):
+    """How it is with a worker that has something to do; once a second, and a last time when all is done.
+
+    `heard`: how many Submits have come so far. `stuck`: for how many seconds the one of its threads that has been at
+    one thing for the longest has been at it, None where none has anything to do.
+    """
+
+    heard: int
+    stuck: float | None = None
+
+
 Command = Load | Submit | Cancel | Share | Limit | Stop
-Event = Hello | Progress | Ready | LoadError | Step | Rejected | Report
+Event = Hello | Progress | Ready | LoadError | Step | Rejected | Report | Counted | Pulse
 
 _encoder = msgspec.msgpack.Encoder()
 command_decoder = msgspec.msgpack.Decoder(Command)
@@ -152,5 +170,5 @@ def decode(decoder: msgspec.msgpack.Decoder[T], payload: bytes) -> T:
     """One message. Raises FrameError where `payload` is not one."""
     try:
         return decoder.decode(payload)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise FrameError(str(error)) from error

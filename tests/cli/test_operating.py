@@ -17,7 +17,8 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from mlx_roster.cli import app
-from mlx_roster.cli.remote import Refused, Remote, Unreachable, default_url
+from mlx_roster.cli.places import default_url
+from mlx_roster.cli.remote import Refused, Remote, Unreachable
 from mlx_roster.errors import LoadFailed
 from mlx_roster.registry.overview import Reload
 from tests.server.harness import Running, running
@@ -293,3 +294,67 @@ def test_nothing_heavy_is_imported() -> None:
     assert not heavy & set(modules)
     ours = {name for name in modules if name.startswith("mlx_roster.")}
     assert not {name for name in ours if name.split(".")[1] in ("server", "registry", "workers", "assembly", "engine")}
+
+
+OPS, GUEST = "ops-key-0123456789", "guest-key-0123456789"
+KEYS = [{"name": "ops", "key": OPS, "scopes": ["admin"]}, {"name": "guest", "key": GUEST}]
+COMMANDS = (
+    *(("ps",), ("reload",), ("events",)),
+    *((verb, "atlas") for verb in ("load", "unload", "pin", "unpin")),
+)
+
+
+@pytest.fixture(scope="module")
+def keyed() -> Iterator[Running]:
+    with running(auth={"keys": KEYS}) as server:
+        yield server
+
+
+def test_a_server_with_keys_is_operated_with_one(keyed: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert said(keyed, "load", "atlas", "--key", OPS) == "atlas: ready, 1 B\n"
+    monkeypatch.setenv("MLX_ROSTER_KEY", f"{OPS}\n")
+    for command in COMMANDS:
+        if command != ("events",):
+            assert run(keyed, *command).exit_code == 0
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
+@pytest.mark.parametrize(
+    ("key", "words", "remedy"),
+    [
+        ("", "this server wants an API key", "--key or MLX_ROSTER_KEY says which"),
+        (
+            "wrong-key-0123456789",
+            "this is none of the server's API keys",
+            "that was the one of --key or MLX_ROSTER_KEY",
+        ),
+        (
+            GUEST,
+            "it lacks the scope admin",
+            "--key or MLX_ROSTER_KEY says which: auth.keys in the roster has the scopes",
+        ),
+    ],
+)
+def test_who_has_no_good_key_is_told_where_it_goes(
+    keyed: Running, command: tuple[str, ...], key: str, words: str, remedy: str
+) -> None:
+    done = run(keyed, *command, "--key", key)
+    assert (done.exit_code, done.stdout) == (1, "")
+    first, second = done.stderr.splitlines()
+    assert words in first
+    assert second.startswith(remedy)
+    assert not key or key not in done.stderr
+
+
+def test_a_key_that_no_header_can_have_is_none(keyed: Running) -> None:
+    done = run(keyed, "ps", "--key", "schl\N{LATIN SMALL LETTER U WITH DIAERESIS}ssel-0123456789")
+    assert (done.exit_code, done.stderr) == (2, "--key, or MLX_ROSTER_KEY: an API key is printable ASCII\n")
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
+def test_help_does_not_show_the_key(command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLX_ROSTER_KEY", OPS)
+    monkeypatch.setenv("COLUMNS", "200")
+    done = CliRunner().invoke(app, [command[0], "--help"])
+    assert "MLX_ROSTER_KEY" in done.output
+    assert OPS not in done.output

@@ -56,6 +56,42 @@ def test_a_terminal_cuts_lines_and_a_pipe_does_not() -> None:
     assert shown(OVERVIEW, width=50) == shown(OVERVIEW, width=200)
 
 
+REAL = MODEL | {
+    "id": "Qwen3-30B-A3B-Instruct-2507-4bit",
+    "bytes": {"estimated": 19 * 2**30, "measured": 17 * 2**30},
+    "expires_in": 840.0,
+    "pinned": True,
+}
+
+
+def test_eighty_columns_have_room_for_what_matters() -> None:
+    cold = REAL | {"id": "b", "bytes": {"estimated": 2**30, "measured": None}, "pinned": False}
+    heads, model, other, _ = shown({**OVERVIEW, "models": [REAL, cold]}, terminal=True, width=80)
+    assert heads == "model                             state          leases  queued   bytes  expires"
+    assert model == "Qwen3-30B-A3B-Instruct-2507-4bit  ready, pinned       1       2  17 GiB      14m"
+    assert other == "b                                 ready               1       2  ~1 GiB      14m"
+
+
+@pytest.mark.parametrize("width", [40, 50, 60, 70, 80, 90, 100, 120])
+def test_no_width_cuts_a_figure(width: int) -> None:
+    heads, model, _ = shown({**OVERVIEW, "models": [MODEL]}, terminal=True, width=width)
+    assert max(len(heads), len(model)) <= width
+    columns, cells = heads.split("  "), model.split("  ")
+    assert columns[0] == "model"
+    assert ("…" in model) <= ("last event" in heads)
+    assert "1 KiB" in cells or "1 KiB (2 KiB)" in model
+
+
+def test_why_a_model_failed_is_never_left_out() -> None:
+    failed = REAL | {
+        "state": "cooldown",
+        "cooldown": 9.0,
+        "events": [{"seconds_ago": 3.0, "what": "load failed: " + 80 * "x"}],
+    }
+    lines = shown({**OVERVIEW, "models": [failed]}, terminal=True, width=80)
+    assert f"{failed['id']}: load failed: {80 * 'x'}, 3s ago" in "".join(lines)
+
+
 @pytest.mark.parametrize(
     ("changes", "state"),
     [

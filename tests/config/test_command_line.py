@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
-from mlx_roster.config import Roster
+from mlx_roster.config import AuthSettings, KeyEntry, Roster
 from mlx_roster.config.load import single, with_overrides
 from mlx_roster.errors import ConfigError
 
@@ -99,6 +100,20 @@ def test_a_port_is_a_number(roster: Roster, port: str, monkeypatch: pytest.Monke
     monkeypatch.setenv("PORT", port)
     with pytest.raises(ConfigError, match=r"^PORT: should be a whole number$"):
         with_overrides(roster)
+
+
+def test_no_override_opens_a_server_without_keys(roster: Roster, monkeypatch: pytest.MonkeyPatch) -> None:
+    keyed = roster.model_copy(update={"auth": AuthSettings(keys=(KeyEntry(name="a", key=SecretStr("x" * 16)),))})
+    assert with_overrides(keyed, host="0.0.0.0").server.host == "0.0.0.0"
+    with pytest.raises(ConfigError, match=r'^--host: "0\.0\.0\.0" is not a loopback address'):
+        with_overrides(roster, host="0.0.0.0")
+    monkeypatch.setenv("HOST", "::")
+    assert with_overrides(keyed).server.host == "::"
+    with pytest.raises(ConfigError, match=r'^HOST: "::" is not a loopback address'):
+        with_overrides(roster)
+    for each in (roster, keyed):
+        with pytest.raises(ConfigError, match=r"^--host: should not be empty"):
+            with_overrides(each, host="")
 
 
 def test_problems_name_where_the_value_is_from(roster: Roster, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,6 +30,7 @@ from mlx_roster.config import (
 )
 from mlx_roster.config.load import parse
 from mlx_roster.config.schema import json_schema
+from scripts import roster_tables
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs/config.md").read_text()
@@ -81,6 +82,10 @@ def test_every_key_is_there_with_its_default(title: str) -> None:
     expected = [(key, written(field)) for key, field in SECTIONS[title].model_fields.items()]
     found = [(key, re.sub(r"^\[(below|above)\]\(#\w+\)$", "a section", default)) for key, default, _ in rows(title)]
     assert found == expected
+
+
+def test_the_tables_are_what_the_schema_says() -> None:
+    assert roster_tables.page(TEXT) == TEXT, "make schema"
 
 
 def test_every_section_of_the_schema_is_there() -> None:

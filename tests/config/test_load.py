@@ -283,8 +283,9 @@ def test_every_problem_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert problems(text) == [
         "roster.yaml:1: server.port: should be less than or equal to 65535",
         "roster.yaml:1: server.strict_fields: should be true or false",
-        'roster.yaml:1: server.host: "0.0.0.0" is not a loopback address (127.0.0.0/8, ::1, localhost): whoever reaches '
-        "it could use the server. Any other address needs API keys, in auth.keys; openssl rand -hex 24 makes one",
+        'roster.yaml:1: server.host: "0.0.0.0" is not a loopback address (127.0.0.0/8, ::1, localhost): whoever '
+        "reaches it could use the server. Any other address needs API keys, in auth.keys; openssl rand -hex 24 makes "
+        "one",
         "roster.yaml:2: memory.headroom: should be a percentage such as 10%",
         "roster.yaml:2: memory.spare_worker: is empty; give it a value or leave the key out",
         "roster.yaml:3: default_model: the environment variable ROSTER_NOT_SET is not set; "

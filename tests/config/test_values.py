@@ -16,13 +16,29 @@ def test_loopback_hosts(host: str) -> None:
     assert read(f'server: {{host: "{host}"}}\n{MINIMAL}').server.host == host
 
 
-@pytest.mark.parametrize(
-    "host", ["0.0.0.0", "::", "192.168.1.4", "example.com", "", "127.1", "::ffff:127.0.0.1", "[::1]"]
-)
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.4", "example.com", "127.1", "::ffff:127.0.0.1"])
 def test_other_hosts_need_keys(host: str) -> None:
     (problem,) = problems(f'server: {{host: "{host}"}}\n{MINIMAL}')
     assert problem.startswith(f'roster.yaml:1: server.host: "{host}" is not a loopback address')
     assert "needs API keys" in problem
+
+
+@pytest.mark.parametrize("more", ["", "auth: {keys: [{name: a, key: 0123456789abcdef-}]}\n"], ids=["no keys", "keys"])
+@pytest.mark.parametrize(
+    ("host", "said"),
+    [
+        ("", "should not be empty: 127.0.0.1 is this machine for itself, 0.0.0.0 is every address that it has"),
+        ("[::1]", "should be without brackets: ::1"),
+        ("[::]", "should be without brackets: ::"),
+        ("0.0.0.0:8080", "is no address; the port goes into server.port"),
+        ("localhost:8080", "is no address; the port goes into server.port"),
+        ("::1::2", "is no IPv6 address"),
+        ("http://localhost", "should be an address and no URL: 127.0.0.1"),
+        ("0.0.0.0 ", "should be without spaces"),
+    ],
+)
+def test_what_is_no_address_is_none_with_keys_either(host: str, said: str, more: str) -> None:
+    assert problems(f'server: {{host: "{host}"}}\n{more}{MINIMAL}') == [f"roster.yaml:1: server.host: {said}"]
 
 
 class TestSources:

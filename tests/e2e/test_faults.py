@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -207,3 +208,33 @@ def test_worker_exits_when_its_parent_is_killed(tmp_path: Path) -> None:
         assert server.stop(signal.SIGKILL) == -signal.SIGKILL
         _, alive = psutil.wait_procs(workers, timeout=PATIENCE)
         assert not alive
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the limits of another process cannot be set")
+def test_without_a_file_descriptor_for_a_worker_a_load_is_502_and_the_next_one_works(
+    server: Server, client: httpx.Client
+) -> None:
+    import resource
+
+    process, undisturbed = psutil.Process(server.process.pid), whole(client, "two", 50)
+    admin = server.url.removesuffix("/v1") + "/admin"
+    # What is loaded, and the spare, have their descriptors: it is the next load but one that finds none.
+    for model in ("lone", "one"):
+        client.post(f"{admin}/models/{model}/unload")
+        while client.get(f"/models/{model}").json()["roster"]["state"] != "unloaded":
+            pass
+    soft, hard = process.rlimit(resource.RLIMIT_NOFILE)
+    resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (process.num_fds(), hard))
+    try:
+        answers = [client.post("/chat/completions", json=body(model, stream=False)) for model in ("lone", "one")]
+        assert whole(client, "two", 50) == undisturbed
+    finally:
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (soft, hard))
+    failed = [answer for answer in answers if answer.status_code != 200]
+    assert failed
+    for answer in failed:
+        assert (answer.status_code, answer.json()["error"]["code"]) == (502, "load_failed")
+        assert "Too many open files" in answer.json()["error"]["message"]
+    for model in ("lone", "one"):
+        assert client.post(f"{admin}/models/{model}/load").json()["state"] == "ready"
+        assert whole(client, model, 5)

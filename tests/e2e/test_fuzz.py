@@ -38,9 +38,10 @@ BODIES: dict[str, list[dict[str, Any]]] = {
             "messages": [
                 {"role": "system", "content": "Be brief."},
                 {"role": "user", "content": [{"type": "text", "text": "hi"}], "name": "me"},
-                {"role": "assistant", "tool_calls": [
-                    {"id": "c1", "type": "function", "function": {"name": "find", "arguments": "{}"}}
-                ]},
+                {
+                    "role": "assistant",
+                    "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "find", "arguments": "{}"}}],
+                },
                 {"role": "tool", "tool_call_id": "c1", "content": "42"},
             ],
             "tools": [TOOL],
@@ -95,8 +96,11 @@ numbers = st.one_of(
 texts = st.one_of(
     st.text(max_size=8),
     st.sampled_from(
-        ["", "auto", "required", "none", "json_object", "never", "-1s", "\0", "\ud800", "a" * 5000, "../../etc/passwd"]
-        + ["org/name", "atlas:pirate", "http://127.0.0.1:9/x.png", "{{ 7*7 }}", "(a+)+$", "\u202e", "<|im_end|>"]
+        [
+            *("", "auto", "required", "none", "json_object", "never", "-1s", "\0", "\ud800", "a" * 5000),
+            *("../../etc/passwd", "org/name", "atlas:pirate", "http://127.0.0.1:9/x.png", "{{ 7*7 }}", "(a+)+$"),
+            *("\u202e", "<|im_end|>"),
+        ]
     ),
 )
 scalars: SearchStrategy[Any] = st.one_of(st.none(), st.booleans(), numbers, texts)
@@ -127,7 +131,8 @@ def requests(draw: DrawFn) -> tuple[str, bytes]:
     """A path and a body: one of BODIES, with some of it replaced, taken out, added, or broken as bytes."""
     path = draw(st.sampled_from(sorted(BODIES)))
     # Now and then the other route's.
-    body = copy.deepcopy(draw(st.sampled_from(BODIES[path] if draw(st.integers(0, 9)) else sum(BODIES.values(), []))))
+    from_any = BODIES[path] if draw(st.integers(0, 9)) else [body for bodies in BODIES.values() for body in bodies]
+    body = copy.deepcopy(draw(st.sampled_from(from_any)))
     for _ in range(draw(st.integers(0, 3))):
         *above, last = draw(st.sampled_from(list(places(body)) or [("messages",)]))
         holder: Any = body

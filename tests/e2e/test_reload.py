@@ -336,7 +336,7 @@ def test_sighup_during_the_start_does_no_harm(tmp_path: Path) -> None:
             while not int(re.findall(r"SigIgn:\s*(\w+)", status.read_text())[0], 16) & hangup:
                 assert process.poll() is None
             process.send_signal(signal.SIGHUP)
-        url = next(found[1] for line in process.stderr if (found := re.search(r"ready at (\S+)", line)))
+        url = next(found[1] for line in process.stderr if (found := re.search(r"ready at ([^\s\"]+)", line)))
         assert httpx.get(f"{url}/models", timeout=PATIENCE).status_code == 200
         process.send_signal(signal.SIGTERM)
         process.stderr.read()

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import signal
 import socket
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import httpx2 as httpx
 import psutil
 import pytest
 
 from tests.e2e.test_faults import body, events, said, whole
-from tests.serving import PATIENCE, Server
+from tests.serving import PATIENCE, Server, demo_roster, serving
+from tests.toys import babbler
 
 
 def told(server: Server) -> None:
@@ -73,3 +79,151 @@ def test_shutdown_while_loading(server: Server, client: httpx.Client, stream: bo
     (answer,) = answers
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "draining")
     ended(server, children)
+
+
+def roster_with(server: Server, line: str) -> None:
+    """Say one thing more in the server's roster, and have it read again."""
+    path = Path(server.process.args[4] if isinstance(server.process.args, list) else "")
+    path.write_text(path.read_text() + line + "\n")
+    server.process.send_signal(signal.SIGHUP)
+    server.logged(r"reload ok=True")
+
+
+@pytest.mark.parametrize("grace", ["0s", "500ms"])
+def test_what_outlasts_the_grace_of_the_roster_as_it_is_now_is_cut(
+    server: Server, client: httpx.Client, grace: str
+) -> None:
+    roster_with(server, f"server: {{shutdown_grace: {grace}}}")
+    children = psutil.Process(server.process.pid).children()
+    with client.stream("POST", "/chat/completions", json=body("busy", tokens=30_000)) as long:
+        other = events(long)
+        next(other)
+        server.process.send_signal(signal.SIGTERM)
+        *_, error, done = other
+    assert json.loads(error)["error"]["code"] == "draining"
+    assert done == "[DONE]"
+    ended(server, children)
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_cuts_at_once(server: Server, client: httpx.Client, second: signal.Signals) -> None:
+    children = psutil.Process(server.process.pid).children()
+    with client.stream("POST", "/chat/completions", json=body("busy", tokens=30_000)) as long:
+        other = events(long)
+        next(other)
+        told(server)
+        server.process.send_signal(second)
+        *_, error, done = other
+    assert json.loads(error)["error"]["code"] == "draining"
+    assert done == "[DONE]"
+    ended(server, children)
+
+
+def test_who_asks_on_a_kept_connection_during_the_grace_is_told(server: Server, client: httpx.Client) -> None:
+    children = psutil.Process(server.process.pid).children()
+    root = server.url.removesuffix("/v1")
+    with httpx.Client(timeout=PATIENCE) as kept:
+        assert kept.get(f"{root}/health").status_code == 200
+        with client.stream("POST", "/chat/completions", json=body("busy", tokens=30_000)) as long:
+            other = events(long)
+            next(other)
+            told(server)
+            answer = kept.post(f"{root}/v1/chat/completions", json=body("busy", stream=False))
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "draining")
+            assert int(answer.headers["retry-after"]) >= 1
+            for path in ("/health", "/ready"):
+                answer = kept.get(f"{root}{path}")
+                assert (answer.status_code, answer.json()["status"]) == (503, "draining")
+            server.process.send_signal(signal.SIGTERM)
+            assert list(other)[-1] == "[DONE]"
+    ended(server, children)
+
+
+def test_a_kept_connection_that_nobody_uses_holds_nothing_up(server: Server, client: httpx.Client) -> None:
+    children = psutil.Process(server.process.pid).children()
+    assert client.get("/models").status_code == 200
+    server.process.send_signal(signal.SIGTERM)
+    ended(server, children)
+
+
+def test_restart_with_the_same_roster_comes_back_with_the_same_preloads(tmp_path: Path) -> None:
+    models = [
+        f"  busy: {{source: {babbler(tmp_path / 'busy')}, preload: true, pin: true}}",
+        f"  other: {{source: {babbler(tmp_path / 'other')}}}",
+    ]
+    roster = demo_roster(tmp_path, models=models)
+
+    def resident(server: Server) -> list[tuple[str, bool]]:
+        root = server.url.removesuffix("/v1")
+        while httpx.get(f"{root}/ready").status_code != 200:
+            pass
+        found = httpx.get(f"{root}/admin/status").json()["models"]
+        return [(one["id"], one["pinned"]) for one in found if one["state"] == "ready"]
+
+    with serving("serve", str(roster)) as first:
+        assert resident(first) == [("busy", True)]
+        port = httpx.URL(first.url).port
+        # It is in use when it is told to go: its port can be had again at once, all the same.
+        with httpx.stream("POST", f"{first.url}/chat/completions", json=body("busy", tokens=30_000)) as long:
+            other = events(long)
+            next(other)
+            first.process.send_signal(signal.SIGTERM)
+            first.process.send_signal(signal.SIGTERM)
+            assert list(other)[-1] == "[DONE]"
+            assert first.stop() == 0
+    assert port is not None
+    with serving("serve", str(roster), port=port) as second:
+        assert resident(second) == [("busy", True)]
+
+
+def test_a_server_whose_supervisor_has_gone_still_serves_and_ends_well(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mlx_roster", "serve", str(demo_roster(tmp_path)), "--port", "0", "--verbose"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    try:
+        url = next(match[1] for line in process.stderr if (match := re.search(r"\bready at ([^\s\"]+)", line)))
+        process.stdout.close()
+        process.stderr.close()
+        with httpx.Client(base_url=url, timeout=PATIENCE) as client:
+            assert whole(client, "atlas", 5)
+            assert client.get("/models").status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a stopped process outlives its parent until it goes on")
+@pytest.mark.parametrize("doing", ["loading", "decoding"])
+def test_worker_exits_when_its_parent_is_killed_also_where_it_is_stopped(
+    server: Server, client: httpx.Client, doing: str
+) -> None:
+    (spare,) = psutil.Process(server.process.pid).children()
+    if doing == "loading":
+        spare.suspend()
+        threading.Thread(target=_asked, args=(client,)).start()
+        server.logged(r"worker \d+ takes busy")
+        _killed(server)
+        return
+    with client.stream("POST", "/chat/completions", json=body("busy", tokens=30_000)) as long:
+        next(events(long))
+        spare.suspend()
+        _killed(server)
+
+
+def _asked(client: httpx.Client) -> None:
+    with contextlib.suppress(httpx.HTTPError):
+        client.post("/chat/completions", json=body("busy"))
+
+
+def _killed(server: Server) -> None:
+    children = psutil.Process(server.process.pid).children()
+    assert children
+    assert server.stop(signal.SIGKILL) == -signal.SIGKILL
+    assert not psutil.wait_procs(children, PATIENCE)[1]

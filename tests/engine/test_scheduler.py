@@ -299,14 +299,14 @@ def test_adapter_that_cannot_be_placed_takes_along_who_is_about_to_join() -> Non
     it.apply(sequence(2, adapter("bad")))
     it.apply(sequence(3))
     plan = it.schedule()
-    assert it.unplaced(plan, "bad") == [2]
+    assert [one.id for one in it.unplaced(plan, "bad")] == [2]
     assert ids(it.schedule().admit) == [3]
 
 
 def test_adapter_that_cannot_be_placed_takes_only_its_own_sequences_along() -> None:
     it = scheduler(sequence(1, adapter("bad")), sequence(2, adapter("bad")), sequence(3), slots=1)
     plan = it.schedule()
-    assert it.unplaced(plan, "bad") == [1, 2]
+    assert [one.id for one in it.unplaced(plan, "bad")] == [1, 2]
     assert ids(plan.admit) == [3]
     it.apply(sequence(4, adapter("good")))
     assert ids(it.schedule().place) == [4]
@@ -315,7 +315,7 @@ def test_adapter_that_cannot_be_placed_takes_only_its_own_sequences_along() -> N
 def test_abandon_forgets_all_that_runs_and_what_lies_in_the_slots() -> None:
     it = scheduler(sequence(1, adapter("x")), sequence(2), running=1)
     it.schedule()
-    assert it.abandon() == [1]
+    assert [one.id for one in it.abandon()] == [1]
     assert "x" not in it.slots
     assert ids(it.schedule().admit) == [2]
 
@@ -476,12 +476,17 @@ class Stumbling(Letters):
 
 
 @pytest.mark.parametrize("finish", [None, "length"])
-def test_text_that_cannot_be_made_ends_its_own_sequence_only(finish: FinishReason | None) -> None:
+def test_text_that_cannot_be_made_ends_its_own_sequence_only(
+    finish: FinishReason | None, caplog: pytest.LogCaptureFixture
+) -> None:
     one = sequence(1)
+    one.request = "mine"
     one.voice = TextStream(Stumbling(), ())
     it = scheduler(one, sequence(2))
     it.schedule()
     first, second = it.fold([Token(1, 0, finish), Token(2, 0)])
     assert isinstance(first, Rejection)
+    assert first.request == "mine"
     assert second == Delta(2, "a")
     assert repr(it).startswith("<Scheduler: 1 running, 0 waiting")
+    assert caplog.messages == ["the text of request mine could not be made"]

@@ -22,7 +22,18 @@ from mlx_lm.utils import load_model, quantize_model, save_config
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from mlx_roster.core import AdapterSource, Delta, Generation, Limits, Measured, ModelSource, Sampling, Text, Tokens
+from mlx_roster.core import (
+    AdapterSource,
+    Counters,
+    Delta,
+    Generation,
+    Limits,
+    Measured,
+    ModelSource,
+    Sampling,
+    Text,
+    Tokens,
+)
 from mlx_roster.engine.loop import Engine
 from mlx_roster.engine.scheduler import Plan
 from mlx_roster.engine.sequences import Token
@@ -261,6 +272,7 @@ class Recorder:
         self.deltas: dict[int, list[Delta]] = {}
         self.errors: dict[int, RosterError] = {}
         self.reports: list[Measured] = []
+        self.counters = Counters()
         self.frames: list[list[Delta]] = []
 
     def step(self, deltas: list[Delta]) -> None:
@@ -275,6 +287,9 @@ class Recorder:
 
     def report(self, measured: Measured) -> None:
         self.reports.append(measured)
+
+    def counted(self, counters: Counters) -> None:
+        self.counters = counters
 
     def ended(self, sequence: int) -> bool:
         said = self.deltas.get(sequence)

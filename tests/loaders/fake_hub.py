@@ -36,6 +36,8 @@ class FakeHub(ThreadingHTTPServer):
         self.stops: dict[str, int] = {}
         self.ends: dict[str, int] = {}
         self.gates: dict[str, int] = {}
+        #: What is said of a file's size before it is asked for, where that is not so.
+        self.sizes: dict[str, int] = {}
         #: Of a repo or a file: the answers that come first, as a status and a Retry-After in seconds.
         self.refusals: dict[str, list[tuple[int, int]]] = {}
         #: When what has been refused may be asked for again, and what was asked for before that.
@@ -169,7 +171,8 @@ class _Request(BaseHTTPRequestHandler):
             ]
         else:
             siblings = [
-                {"rfilename": name, "size": len(content), **_lfs(name, content)} for name, content in files.items()
+                {"rfilename": name, **_lfs(name, content), "size": self.server.sizes.get(name, len(content))}
+                for name, content in files.items()
             ]
             listing = {"id": repo, "sha": commit(repo), "siblings": siblings}
         self._send(200, json.dumps(listing).encode(), {"Content-Type": "application/json"}, with_body=True)

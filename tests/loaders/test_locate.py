@@ -382,7 +382,7 @@ def test_a_download_process_that_is_killed_leaves_nothing_that_blocks_the_next(h
 def test_a_download_process_ends_with_its_parent(hub: FakeHub) -> None:
     hub.gates[BIG] = PART
     request = json.dumps({"repo": REPO, "revision": None, "files": ["*"]}).encode() + b"\n"
-    command = [sys.executable, "-m", "mlx_roster.loaders.fetching"]
+    command = [sys.executable, "-m", "mlx_roster.loaders.fetching", str(os.getpid())]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as fetcher:
         assert fetcher.stdin is not None
         fetcher.stdin.write(request)

@@ -25,6 +25,7 @@ class Claim:
     model: str
     since: float
     exempt: bool
+    client: str | None = None
     serial: int | None = None  # what it has, or had, a lease on
     lost: bool = False  # with its worker
     refused: bool = False

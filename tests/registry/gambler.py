@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from tests.registry.books import Phase
-from tests.registry.world import BUDGETS, CHANGES, PAUSES, SILENCES, SIZES, World
+from tests.registry.world import BUDGETS, CHANGES, CLIENTS, PAUSES, SILENCES, SIZES, World
 
 T = TypeVar("T")
 
@@ -46,7 +46,10 @@ class Gambler:
 
     def ask(self) -> None:
         model = self.random.choice([*SIZES])
-        self.world.ask(model, self.random.choice([None, None, 0.0, 5.0]), exempt=self.chance(0.1))
+        self.world.ask(model, self.random.choice([None, None, 0.0, 5.0]), exempt=self.chance(0.1), client=self.whose())
+
+    def whose(self) -> str | None:
+        return self.random.choice([None, None, *CLIENTS])
 
     def leave(self) -> None:
         for claim in self.one([one for one in self.world.referee.claims.values() if not one.refused]):

@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from mlx_roster.registry.policy import Policy
 from tests.registry.books import Phase
-from tests.registry.world import BUDGETS, CHANGES, PAUSES, POLICIES, SILENCES, SIZES, World
+from tests.registry.world import BUDGETS, CHANGES, CLIENTS, PAUSES, POLICIES, SILENCES, SIZES, World
 
 T = TypeVar("T")
 
@@ -19,6 +19,7 @@ MODELS = st.sampled_from(list(SIZES))
 GAPS = st.sampled_from([*((seconds, True) for seconds in PAUSES), (0.0, False), (8.0, False), (90.0, False)])
 #: One of those that are there, however many they are.
 PICKS = st.integers(0, 31)
+WHOSE = st.sampled_from([None, *CLIENTS])
 KEPT = st.sampled_from([None, None, None, 0.0, 5.0])
 OFFSETS = st.integers(-2, 3)
 FEW = st.integers(0, 3)
@@ -71,23 +72,25 @@ class Machine(RuleBasedStateMachine):
 
     # Clients, and files
 
-    @rule(gap=GAPS, model=MODELS, keep_alive=KEPT, exempt=RARELY)
-    def ask(self, gap: tuple[float, bool], model: str, keep_alive: float | None, exempt: bool) -> None:
-        self.after(gap).ask(model, keep_alive, exempt=exempt)
+    @rule(gap=GAPS, model=MODELS, keep_alive=KEPT, exempt=RARELY, client=WHOSE)
+    def ask(
+        self, gap: tuple[float, bool], model: str, keep_alive: float | None, exempt: bool, client: str | None
+    ) -> None:
+        self.after(gap).ask(model, keep_alive, exempt=exempt, client=client)
         self.found()
 
-    @rule(gap=GAPS, model=MODELS, count=st.integers(2, 5))
-    def ask_together(self, gap: tuple[float, bool], model: str, count: int) -> None:
+    @rule(gap=GAPS, model=MODELS, count=st.integers(2, 5), client=WHOSE)
+    def ask_together(self, gap: tuple[float, bool], model: str, count: int, client: str | None) -> None:
         world = self.after(gap)
         for _ in range(count):
-            world.ask(model)
+            world.ask(model, client=client)
         self.found()
 
-    @rule(gap=GAPS, model=MODELS, users=st.integers(0, 3), growth=FEW)
-    def all_goes_well(self, gap: tuple[float, bool], model: str, users: int, growth: int) -> None:
+    @rule(gap=GAPS, model=MODELS, users=st.integers(0, 5), growth=FEW, client=WHOSE)
+    def all_goes_well(self, gap: tuple[float, bool], model: str, users: int, growth: int, client: str | None) -> None:
         """What is open ends as it should, and so many more use `model` from now on, or have done so."""
         world = self.after(gap)
-        tickets = [world.ask(model) for _ in range(max(1, users))]
+        tickets = [world.ask(model, client=client if number else None) for number in range(max(1, users))]
         self.found()
         for _ in range(2):
             for serial in world.serials(Phase.STOPPING, Phase.CANCELLED):

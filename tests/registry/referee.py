@@ -108,7 +108,8 @@ class Referee:
         ready = current is not None and current.phase is Phase.READY
         if current is not None and ready and len(self.leases(current.serial)) < terms.max_concurrency:
             return None
-        return QueueFull if not event.exempt and self._full(model, terms) else None
+        full = self._full(model, terms) or self._client_full(event)
+        return QueueFull if full and not event.exempt else None
 
     def _too_large(self, model: str) -> bool:
         size, others = self.health(model).size, [one for one in self.workers.values() if one.stays]
@@ -127,12 +128,22 @@ class Referee:
         full = terms.max_queued is not None and counts[model] >= terms.max_queued
         return full or sum(counts.values()) >= self.policy.max_queued
 
+    def _client_full(self, event: events.Acquire) -> bool:
+        if event.client is None or event.client_limit is None:
+            return False
+        waits = [one for one in self.waiting() if not one.exempt]
+        for worker in self.workers.values():
+            if worker.model in self.terms:
+                leases = sorted(self.leases(worker.serial), key=lambda one: one.ticket)
+                waits += leases[self.terms[worker.model].max_concurrency :]
+        return sum(one.client == event.client for one in waits) >= event.client_limit
+
     # Events
 
     def _hear(self, event: Event, actions: list[Action]) -> None:  # noqa: C901 - a line or two for each kind of event
         match event:
-            case events.Acquire(at, ticket, model, _, exempt):
-                self.claims[ticket] = Claim(ticket, model, at, exempt)
+            case events.Acquire(at, ticket, model, _, exempt, client):
+                self.claims[ticket] = Claim(ticket, model, at, exempt, client)
             case events.Leave(at, ticket):
                 claim = self.claims.pop(ticket, None)
                 if claim is not None and not claim.lost and claim.serial in self.workers:

@@ -17,7 +17,7 @@ from mlx_roster.registry.events import Action, Event
 from mlx_roster.registry.holding import Holding
 from mlx_roster.registry.policy import Policy, Terms
 from mlx_roster.testing import FakeSources, FakeWorker, FakeWorkers
-from tests.registry.world import PLAIN, SIZES, Snapshot, World
+from tests.registry.world import ENTRIES, SIZES, Snapshot, World
 
 HELLO = Generation(Text("hi"), max_tokens=10)
 
@@ -185,7 +185,7 @@ class Replay:
         self.loop = loop
         self.workers = Workers()
         self.sources = FakeSources(banks=BANKS)
-        roster = rostered(policy, dict.fromkeys(SIZES, PLAIN))
+        roster = rostered(policy, ENTRIES)
         self.registry = Registry(roster, self.workers, self.sources, policy.budget, clock=loop.time)
         self.fates: dict[int, str] = {}
         self.requests: dict[int, asyncio.Task[None]] = {}
@@ -224,7 +224,13 @@ class Replay:
     async def request(self, event: events.Acquire) -> None:
         ticket, done = event.ticket, self.done[event.ticket]
         try:
-            async with self.registry.lease(Ref(event.model), event.keep_alive, exempt=event.exempt) as lease:
+            async with self.registry.lease(
+                Ref(event.model),
+                event.keep_alive,
+                exempt=event.exempt,
+                client=event.client,
+                client_limit=event.client_limit,
+            ) as lease:
                 self.fates[ticket] = "granted"
                 stream = lease.submit(HELLO)[0]
                 await done.wait()

@@ -6,12 +6,14 @@ import builtins
 import io
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
+from mlx_roster.config import KeyEntry
 from mlx_roster.config.load import parse
 from mlx_roster.core import Ref
 from mlx_roster.errors import AdapterNotFound, InvalidRequest, ModelNotFound, ModelRequired
@@ -322,3 +324,52 @@ def test_of_a_thousand_adapters_a_message_names_some() -> None:
     with pytest.raises(AdapterNotFound) as refused:
         Catalog(parse(text, name="roster.yaml", base=Path("/nowhere"))).resolve("atlas", "b")
     assert refused.value.message.endswith("a18, a19 and 980 more")
+
+
+# What a client may not know of
+
+
+def sees(*globs: str) -> Callable[[Ref], bool]:
+    key = KeyEntry(name="a", key=SecretStr("0123456789abcdef"), models=globs)
+    return lambda ref: key.opens(ref.model, ref.adapter)
+
+
+def test_a_folder_that_a_client_does_not_see_is_not_looked_at() -> None:
+    catalog = catalog_of("unlisted: {paths: true}")
+    for words in ("models/other", "./models/other", "models//other"):
+        with pytest.raises(Touched), untouchable():
+            catalog.resolve(words, sees=sees("models/*"))
+        with pytest.raises(ModelNotFound), untouchable():
+            catalog.resolve(words, sees=sees("atlas*"))
+    with pytest.raises(Touched), untouchable():
+        catalog.resolve("atlas", "adapters/x", sees=sees("atlas"))
+    for globs in ("org/*", "atlas:pirate"):
+        with untouchable():
+            ref = catalog.resolve("atlas", "./adapters/x", sees=sees(globs))
+        assert not sees(globs)(ref)
+
+
+def test_a_folder_is_seen_by_where_it_really_is(directory: Path) -> None:
+    catalog = catalog_of("unlisted: {paths: true}", directory)
+    assert catalog.resolve("models/latest", sees=sees("models/*")) == Ref("models/atlas")
+    ref = catalog.resolve("models/latest", sees=sees("models/latest"))
+    assert (ref, sees("models/latest")(ref)) == (Ref("models/atlas"), False)
+
+
+def test_what_comes_back_to_who_does_not_see_it_is_nothing_that_they_see(catalog: Catalog) -> None:
+    for model, adapters in (("atlas", None), ("gpt-4o", None), ("atlas-fr", None), ("atlas", "nothing"), (None, None)):
+        ref = catalog.resolve(model, adapters, sees=sees("org/*", "atlas:pirate"))
+        assert not sees("org/*", "atlas:pirate")(ref)
+    # That it names two adapters is said to who sees the first.
+    assert catalog.resolve("atlas-fr", "pirate", sees=sees("atlas:pirate")) == Ref("atlas", "french")
+    with pytest.raises(InvalidRequest):
+        catalog.resolve("atlas-fr", "pirate", sees=sees("atlas"))
+
+
+def test_names_in_errors_are_those_that_a_client_sees(catalog: Catalog) -> None:
+    with pytest.raises(AdapterNotFound, match=r"it has pirate$"):
+        catalog.resolve("atlas", "nothing", sees=sees("atlas:[np]*"))
+    with pytest.raises(ModelNotFound, match="GET /v1/models lists those there are"):
+        catalog.resolve("atlass", sees=sees("org/*"))
+    with pytest.raises(ModelNotFound, match=r"did you mean atlas:pirate\?"):
+        catalog.resolve("atlaspirate", sees=sees("atlas:pirate"))

@@ -18,6 +18,8 @@ from mlx_roster.registry.overview import Reload
 from mlx_roster.registry.reloading import Reloader
 from mlx_roster.registry.revision import Revision
 
+KEY = "auth: {keys: [{name: laptop, key: secret-0123456789}]}"
+
 
 def roster(*models: str, more: str = "") -> Roster:
     entries = ", ".join(f"{name}: {{source: ./{name}}}" for name in models)
@@ -232,3 +234,51 @@ def test_what_takes_a_restart_is_noted_and_the_rest_applied(caplog: pytest.LogCa
     asyncio.run(test())
     warned = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert warned == [*notes, *notes]
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1"])
+def test_a_server_for_others_keeps_its_keys_until_it_is_restarted(host: str) -> None:
+    async def scenario() -> None:
+        applied, file = Applied(), File()
+        applied.roster = roster("atlas", more=f'server: {{host: "{host}"}}\n{KEY}')
+        async with Reloader(applied, file) as reloader:
+            # The file is right as it stands. What is bound, is bound.
+            file.content = roster("atlas", "scribe")
+            reload = await reloader.reload("test")
+            assert (reload.ok, applied.budgets) == (False, [])
+            assert reload.error is not None
+            assert reload.error.startswith(f"auth.keys: the server listens on {host} until it is restarted")
+            file.content = roster("atlas", more=KEY)
+            reload = await reloader.reload("test")
+            assert reload.ok
+            assert reload.notes == (f"server.host: 127.0.0.1 takes a restart, it stays {host}",)
+            file.content = roster("atlas")
+            assert not (await reloader.reload("test")).ok
+
+    asyncio.run(scenario())
+
+
+def test_a_server_for_this_machine_may_lose_its_keys() -> None:
+    async def scenario() -> None:
+        applied, file = Applied(), File()
+        applied.roster = roster("atlas", more=KEY)
+        async with Reloader(applied, file) as reloader:
+            file.content = roster("atlas")
+            reload = await reloader.reload("test")
+            assert (reload.ok, reload.settings) == (True, ("auth",))
+
+    asyncio.run(scenario())
+
+
+def test_another_key_is_another_auth_and_no_more_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        caplog.set_level(logging.DEBUG)
+        applied, file = Applied(), File()
+        applied.roster = roster("atlas", more=KEY)
+        async with Reloader(applied, file) as reloader:
+            file.content = roster("atlas", more=KEY.replace("secret", "secret-too"))
+            reload = await reloader.reload("test")
+            assert (reload.ok, reload.settings, reload.changed) == (True, ("auth",), ())
+            assert "secret" not in f"{reload!r}{applied.roster!r}{applied.roster.model_dump()!r}{caplog.text}"
+
+    asyncio.run(scenario())

@@ -167,6 +167,75 @@ def test_who_has_a_lease_but_no_place_in_the_batch_counts_as_waiting() -> None:
     assert d.ask("atlas")[1] == ["grant 5"]
 
 
+def test_one_client_cannot_take_every_place_in_the_queue() -> None:
+    d = Driver(budget=10, max_queued=4)
+    d.ready("atlas", 10)
+    greedy = {"client": "laptop", "client_limit": 2}
+    d.ask("scribe", 10, **greedy)
+    d.ask("poet", 10, **greedy)
+    ticket, said = d.ask("clerk", 10, **greedy)
+    assert said == [f"refuse {ticket}"]
+    error = d.errors[ticket]
+    assert isinstance(error, QueueFull)
+    assert str(error) == "2 requests of this API key wait already, and no more than 2 of its may"
+    assert error.retry_after >= 1
+    # There is room for others, and for nobody in particular.
+    assert d.ask("clerk", 10, client="phone", client_limit=1)[1] == []
+    assert d.ask("clerk", 10)[1] == []
+    ticket, said = d.ask("clerk", 10, client="phone", client_limit=2)
+    assert (said, str(d.errors[ticket])) == (
+        [f"refuse {ticket}"],
+        "4 requests wait already, and scheduling.max_queued is 4",
+    )
+
+
+def test_a_clients_place_comes_back_when_it_leaves_or_is_granted_or_refused() -> None:
+    d = Driver(budget=10)
+    lease = d.ready("atlas", 10)
+    only = {"client": "laptop", "client_limit": 1}
+    waiter, _ = d.ask("scribe", 10, **only)
+    d.leave(waiter)
+    waiter, said = d.ask("scribe", 10, **only)
+    assert said == []
+    d.leave(lease)
+    assert d.unloaded("atlas") == ["load scribe"]
+    assert d.loaded("scribe", 10) == [f"grant {waiter}"]
+    # What runs does not wait.
+    assert d.ask("poet", 10, **only)[1] == []
+    assert d.ask("poet", 10, **only)[1] == ["refuse 5"]
+    d.withdraw("poet")
+    assert d.ask("poet", 10, **only)[1] == []
+
+
+def test_none_of_a_clients_may_wait_and_all_of_them_may_run() -> None:
+    d = Driver(budget=10).set("atlas", max_concurrency=2)
+    none = {"client": "batch", "client_limit": 0}
+    assert d.ask("atlas", **none)[1] == ["refuse 1"]
+    d.ready("atlas")
+    assert d.ask("atlas", **none)[1] == ["grant 3"]
+    assert d.ask("atlas", **none)[1] == ["refuse 4"]
+
+
+def test_a_client_whose_requests_have_a_lease_but_no_place_in_the_batch_waits() -> None:
+    d = Driver(budget=10).set("atlas", max_concurrency=2)
+    d.ready("atlas", client="phone", client_limit=5)
+    two = {"client": "laptop", "client_limit": 2}
+    # The first of these runs, beside the phone's. The others have no place.
+    assert [d.ask("atlas", **two)[1] for _ in range(4)] == [["grant 2"], ["grant 3"], ["grant 4"], ["refuse 5"]]
+    assert d.ask("atlas", client="phone", client_limit=1)[1] == ["grant 6"]
+    d.leave(1)
+    assert d.ask("atlas", **two)[1] == ["grant 7"]
+    assert d.ask("atlas", **two)[1] == ["refuse 8"]
+
+
+def test_what_is_exempt_counts_for_no_client() -> None:
+    d = Driver(budget=10)
+    d.ready("atlas", 10)
+    for _ in range(3):
+        assert d.ask("scribe", 10, exempt=True, client="laptop", client_limit=1)[1] == []
+    assert d.ask("scribe", 10, client="laptop", client_limit=1)[1] == []
+
+
 def test_queue_deadline_503_with_retry_after() -> None:
     d = Driver(budget=10, queue_timeout=60.0, max_wait=300.0)
     d.ready("atlas", 10)

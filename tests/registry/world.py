@@ -19,6 +19,9 @@ from tests.registry.referee import Referee
 SIZES = {"a": 3, "b": 4, "c": 5, "d": 8, "all": 12, "whale": 14}
 BUDGETS = (12, 12, 9, 6, 16)
 
+#: Whose requests they are, and how many of each may wait.
+CLIENTS = {"none": 0, "one": 1, "few": 2, "many": 50}
+
 #: Seconds from one thing to the next, and how long nothing may happen.
 PAUSES = (0.0, 0.0, 0.5, 1.0, 8.0)
 SILENCES = (1.0, 5.0, 20.0, 35.0, 90.0, 700.0)
@@ -53,6 +56,9 @@ CHANGES: tuple[dict[str, object], ...] = (
 #: An entry that says nothing else. Its sizing: the tokens of its context, and its places.
 PLAIN = Terms(version=0, sizing=(1000, 32), ttl=100.0)
 
+#: All of them at the beginning. Of the first, two requests have a place at a time.
+ENTRIES = {**dict.fromkeys(SIZES, PLAIN), "a": replace(PLAIN, sizing=(1000, 2), max_concurrency=2)}
+
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -82,7 +88,7 @@ class World:
     def __init__(self, policy: Policy) -> None:
         self.at = 1000.0
         self.policy = policy
-        self.terms: dict[str, Terms] = dict.fromkeys(SIZES, PLAIN)
+        self.terms: dict[str, Terms] = dict(ENTRIES)
         self.state = Residency(policy, self.terms)
         self.referee = Referee(policy, self.terms)
         self.tickets = 0
@@ -128,9 +134,12 @@ class World:
 
     # Clients
 
-    def ask(self, model: str, keep_alive: float | None = None, *, exempt: bool = False) -> int:
+    def ask(
+        self, model: str, keep_alive: float | None = None, *, exempt: bool = False, client: str | None = None
+    ) -> int:
         self.tickets += 1
-        self.feed(events.Acquire(self.at, self.tickets, model, keep_alive, exempt))
+        limit = None if client is None else CLIENTS[client]
+        self.feed(events.Acquire(self.at, self.tickets, model, keep_alive, exempt, client, limit))
         return self.tickets
 
     def leave(self, ticket: int) -> None:

@@ -21,6 +21,7 @@ from mlx_roster.registry import Registry
 from mlx_roster.registry.overview import Reload
 from mlx_roster.server.app import Application, create_app
 from mlx_roster.server.openai.waiting import PULSE
+from mlx_roster.server.protocol import EdgeConfig
 from mlx_roster.testing import FakeSources, FakeWorkers, hello
 
 T = TypeVar("T")
@@ -62,9 +63,8 @@ class Breaks(Sequence[str]):
 class _Server(uvicorn.Server):
     """uvicorn, and what the assembly adds to it that matters here."""
 
-    def __init__(self, app: Application, grace: int) -> None:
-        options: dict[str, Any] = {"lifespan": "off", "log_config": None, "access_log": False}
-        super().__init__(uvicorn.Config(app, timeout_graceful_shutdown=grace, **options))
+    def __init__(self, app: Application, registry: Registry, grace: int) -> None:
+        super().__init__(EdgeConfig(app, lambda: registry.roster.server, timeout_graceful_shutdown=grace))
         self._app = app
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -103,7 +103,8 @@ class Running:
     async def _serve(self) -> None:
         self.loop = asyncio.get_running_loop()
         async with Registry(self.roster, self.workers, FakeSources(), self._budget) as self.registry:
-            self.uvicorn = _Server(create_app(self.registry, self._reload, pulse=self._pulse), self._grace)
+            app = create_app(self.registry, self._reload, pulse=self._pulse)
+            self.uvicorn = _Server(app, self.registry, self._grace)
             self._ready.set()
             await self.uvicorn.serve(sockets=[self._socket])
             self.registry.validate()

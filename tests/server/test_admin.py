@@ -45,6 +45,7 @@ def test_the_status_of_a_server_that_has_done_nothing(shared: httpx2.Client) -> 
         "version": __version__,
         "memory": {"budget": 10, "held": 0, "committed": 0},
         "queued": 0,
+        "max_queued": 512,
         "preload": {"total": 0, "done": 0, "failed": []},
         "reload": None,
         "models": [],

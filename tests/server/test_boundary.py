@@ -50,9 +50,11 @@ def test_one_access_line_for_each_request(
     server.until(lambda: len(lines()) == 2)
     served, refused = lines()
     assert served[:3] == ["POST", "/v1/completions", "200"]
-    assert served[4:] == ["ms", "atlas", "one"]
+    assert served[4:6] == ["ms", "atlas"]
+    assert [word.partition("=")[0] for word in served[6:9]] == ["wait", "load", "ttft"]
+    assert served[9:] == ["tokens=1+3", "finish=stop", "id=one"]
     assert refused[:4] == ["GET", "/v1/models/a%0Ab", "404", "not_found"]
-    assert refused[5:] == ["ms", "-", "two"]
+    assert refused[5:] == ["ms", "-", "id=two"]
 
 
 async def talk(app: ASGIApp, scope: Scope, body: bytes = b"") -> list[Message]:
@@ -69,9 +71,10 @@ async def talk(app: ASGIApp, scope: Scope, body: bytes = b"") -> list[Message]:
 
 
 def http(path: str = "/", method: str = "GET") -> Scope:
-    headers = [(b"content-type", b"application/json")]
+    headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
     return {
         "type": "http",
+        "http_version": "1.1",
         "method": method,
         "path": path,
         "raw_path": path.encode(),
@@ -175,8 +178,8 @@ class Recording(Registry):
         self._log = log
 
     @asynccontextmanager
-    async def lease(self, ref: Ref, keep_alive: float | None = None) -> Any:
-        async with super().lease(ref, keep_alive) as lease:
+    async def lease(self, ref: Ref, keep_alive: float | None = None, **options: Any) -> Any:
+        async with super().lease(ref, keep_alive, **options) as lease:
             assert isinstance(lease, Lease)
             self._log.append("acquire")
             yield lease

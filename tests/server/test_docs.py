@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from mlx_roster.metrics import Metrics
 from mlx_roster.registry.overview import Change, Memory, ModelBytes, ModelStatus, Overview, Preloads, Reload
+from mlx_roster.server.access import RULES, Rule
 from mlx_roster.server.errors import ANSWERS
 from mlx_roster.server.openai.fields import INERT, REFUSED
 from mlx_roster.server.openai.schema import ChatRequest, TextRequest
@@ -22,6 +22,22 @@ def test_every_error_code(code: str) -> None:
     assert f"`{code}`" in (DOCS / "api.md").read_text()
 
 
+#: What the page on security says of who may ask for a route, with keys and without.
+SAID = {
+    Rule.PUBLIC: ("anybody; models are named to `admin`", "anybody"),
+    Rule.KEY: ("any key", "anybody"),
+    Rule.INFER: ("`infer`, and the models of the key", "anybody"),
+    Rule.OPERATE: ("`admin`", "anybody"),
+    Rule.ADMIN: ("`admin`, from anywhere", "[this machine](admin.md)"),
+}
+
+
+def test_every_route_and_its_rule() -> None:
+    rows = re.findall(r"^\| (`/.*) \| (.+) \| (.+) \|$", (DOCS / "security.md").read_text(), re.MULTILINE)
+    written = {route: tuple(said) for routes, *said in rows for route in re.findall("`([^`]+)`", routes)}
+    assert written == {path.replace("{id:path}", "{id}"): SAID[rule] for path, rule in RULES.items()}
+
+
 @pytest.mark.parametrize("shape", [ChatRequest, TextRequest])
 def test_every_field_of_a_request(shape: type[ChatRequest | TextRequest]) -> None:
     page = (DOCS / "api.md").read_text()
@@ -32,13 +48,3 @@ def test_every_field_of_a_request(shape: type[ChatRequest | TextRequest]) -> Non
 def test_every_field_of_the_status(shape: type) -> None:
     page = (DOCS / "admin.md").read_text()
     assert [field.name for field in fields(shape) if f"`{field.name}`" not in page] == []
-
-
-def test_every_metric() -> None:
-    nothing = Overview("", 0.0, Memory(0, 0, 0), 0, Preloads(), None, ())
-    body, _ = Metrics(lambda: nothing).render("application/openmetrics-text; version=1.0.0")
-    kinds = {family.name: family.type for family in text_string_to_metric_families(body.decode())}
-    page = (DOCS / "admin.md").read_text()
-    names = {f"{name}_total" if kind == "counter" else name for name, kind in kinds.items()}
-    assert len(names) == 14
-    assert {name for name in names if f"`{name}`" not in page} == set()

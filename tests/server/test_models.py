@@ -62,9 +62,10 @@ def test_a_listing_follows_what_is_loaded(server: Running, client: httpx2.Client
 def test_health_counts_residents(server: Running, client: httpx2.Client) -> None:
     empty = {"loading": 0, "ready": 0, "draining": 0, "unloading": 0}
     preload = {"done": 0, "of": 0, "failed": []}
-    assert client.get("/health").json() == {"status": "ok", "residents": empty, "preload": preload}
+    assert client.get("/health").json() == {"status": "ok", "residents": empty, "stalled": 0, "preload": preload}
     client.post("/v1/completions", json={"model": "atlas", "prompt": "hi"})
-    assert client.get("/health").json() == {"status": "ok", "residents": {**empty, "ready": 1}, "preload": preload}
+    loaded = {**empty, "ready": 1}
+    assert client.get("/health").json() == {"status": "ok", "residents": loaded, "stalled": 0, "preload": preload}
 
 
 def test_ready_is_when_every_preload_has_ended() -> None:

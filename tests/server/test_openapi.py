@@ -74,6 +74,50 @@ def test_nothing_is_undocumented(case: Case, documented: Running) -> None:
     case.call_and_validate(base_url=documented.url, checks=CHECKS)
 
 
+KEY = "laptop-key-0123456789"
+KEYED = document(n_limit=8, keyed=True)
+keyed_api = schemathesis.openapi.from_dict(KEYED).exclude(path=["/admin/events", "/chat/completions"])
+
+
+@pytest.fixture(scope="module")
+def keyed() -> Iterator[Running]:
+    keys = [{"name": "laptop", "key": KEY, "scopes": ["infer", "admin"]}]
+    with running(**ROSTER, auth={"keys": keys}) as server:
+        yield server
+
+
+@keyed_api.parametrize()
+@settings(
+    max_examples=5,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+def test_nothing_is_undocumented_with_a_key_or_without(case: Case, keyed: Running) -> None:
+    case.call_and_validate(base_url=keyed.url, checks=CHECKS, headers={"authorization": f"Bearer {KEY}"})
+    checks = [check for check in CHECKS if check is not negative_data_rejection]
+    response = case.call_and_validate(base_url=keyed.url, checks=checks, headers={"authorization": "Bearer wrong"})
+    public = case.operation.path in ("/health", "/ready")
+    assert (response.status_code == 401) != public, response.text
+
+
+def test_a_server_with_keys_says_that_it_wants_them(keyed: Running, client: httpx2.Client) -> None:
+    assert client.get("/openapi.json").json() == DOCUMENT
+    with keyed.client(headers={"authorization": f"Bearer {KEY}"}) as client:
+        served = client.get("/openapi.json").json()
+    assert served == KEYED
+    assert served["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
+    for path, operations in served["paths"].items():
+        for method, operation in operations.items():
+            if method != "parameters":
+                public = path in ("/health", "/ready")
+                assert operation["security"] == ([] if public else [{"key": []}])
+                assert ("401" in operation["responses"]) != public
+                assert "403" in operation["responses"]
+
+
 def test_it_is_served_as_it_is_made(client: httpx2.Client) -> None:
     response = client.get("/openapi.json")
     assert response.headers["content-type"] == "application/json"

@@ -149,13 +149,15 @@ def test_one_refused_prompt_of_a_list_ends_them_all(server: Running, client: htt
 
 def test_what_a_worker_is_asked_for(server: Running, client: httpx2.Client) -> None:
     asked = {"temperature": 0, "top_k": 3, "min_p": 0.5, "seed": 4, "stop": ["x"], "max_completion_tokens": 2}
-    client.post("/v1/chat/completions", json={"model": "atlas", "messages": [USER], **asked}).raise_for_status()
+    body = {"model": "atlas", "messages": [USER], **asked}
+    client.post("/v1/chat/completions", json=body, headers={"x-request-id": "mine"}).raise_for_status()
     assert server.generations == [
         Generation(
             prompt=Chat([USER]),
             max_tokens=2,
             sampling=Sampling(temperature=0, top_p=0.9, top_k=3, min_p=0.5, seed=4),
             stop=("x",),
+            request="mine",
         )
     ]
 

@@ -220,12 +220,13 @@ class Residents(Answer):
 class PreloadState(Answer):
     done: int
     of: int
-    failed: list[str]
+    failed: list[str] | None = Field(default=None, description="Which; only for those who may operate the server.")
 
 
 class HealthState(Answer):
-    status: Literal["ok", "ready", "starting"]
+    status: Literal["ok", "ready", "starting", "stalled", "draining"]
     residents: Residents
+    stalled: int = Field(description="Models whose worker gets nowhere with what it runs, and is about to be replaced.")
     preload: PreloadState
 
 

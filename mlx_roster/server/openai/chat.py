@@ -6,6 +6,7 @@ from typing import Any
 
 from mlx_roster.core import Aside, CallDelta
 from mlx_roster.registry import Registry
+from mlx_roster.server.openai.counting import Gaps
 from mlx_roster.server.openai.inference import Inference
 from mlx_roster.server.openai.saying import Answered
 from mlx_roster.server.openai.schema import ChatRequest
@@ -50,6 +51,7 @@ def _call_delta(call: CallDelta) -> dict[str, Any]:
 
 
 CHAT = Form(
+    operation="chat",
     id_prefix="chatcmpl-",
     whole_object="chat.completion",
     chunk_object="chat.completion.chunk",
@@ -61,6 +63,6 @@ CHAT = Form(
 )
 
 
-def chat_completions(registry: Registry, pulse: float = PULSE) -> Inference[ChatRequest]:
+def chat_completions(registry: Registry, gaps: Gaps, pulse: float = PULSE) -> Inference[ChatRequest]:
     """The endpoint."""
-    return Inference(registry, ChatRequest, CHAT, pulse)
+    return Inference(registry, ChatRequest, CHAT, gaps, pulse)

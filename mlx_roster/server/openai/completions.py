@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from mlx_roster.registry import Registry
+from mlx_roster.server.openai.counting import Gaps
 from mlx_roster.server.openai.inference import Inference
 from mlx_roster.server.openai.schema import TextRequest
 from mlx_roster.server.openai.shapes import Form
 from mlx_roster.server.openai.waiting import PULSE
 
 TEXT = Form(
+    operation="text_completion",
     id_prefix="cmpl-",
     whole_object="text_completion",
     chunk_object="text_completion",
@@ -19,6 +21,6 @@ TEXT = Form(
 )
 
 
-def text_completions(registry: Registry, pulse: float = PULSE) -> Inference[TextRequest]:
+def text_completions(registry: Registry, gaps: Gaps, pulse: float = PULSE) -> Inference[TextRequest]:
     """The endpoint."""
-    return Inference(registry, TextRequest, TEXT, pulse)
+    return Inference(registry, TextRequest, TEXT, gaps, pulse)

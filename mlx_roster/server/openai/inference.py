@@ -7,6 +7,7 @@ from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, Generic, TypeVar
 
+import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -15,14 +16,17 @@ from mlx_roster.errors import InvalidRequest, WorkerCrashed
 from mlx_roster.registry import Lease, Registry
 from mlx_roster.registry.ports import Stream
 from mlx_roster.server.body import read_json
+from mlx_roster.server.callers import resolved
 from mlx_roster.server.disconnect import cancel_on_disconnect
 from mlx_roster.server.exchange import Exchange
+from mlx_roster.server.openai.counting import Choice, Gaps, counted
 from mlx_roster.server.openai.drafts import check_draft
 from mlx_roster.server.openai.fields import shown
 from mlx_roster.server.openai.parse import parse
 from mlx_roster.server.openai.saying import NOTHING, Answered, merged
 from mlx_roster.server.openai.schema import GenerationRequest
 from mlx_roster.server.openai.shapes import Chunks, Envelope, Form
+from mlx_roster.server.openai.transcript import transcribed
 from mlx_roster.server.openai.waiting import PULSE, kept_alive
 from mlx_roster.server.sse import DONE, EventStream
 
@@ -33,22 +37,27 @@ T = TypeVar("T")
 class Inference(Generic[R]):
     """A generating route, as an ASGI endpoint: the lease is held until uvicorn has the last byte."""
 
-    def __init__(self, registry: Registry, schema: type[R], form: Form, pulse: float = PULSE) -> None:
+    def __init__(self, registry: Registry, schema: type[R], form: Form, gaps: Gaps, pulse: float = PULSE) -> None:
         self._registry = registry
+        self._gaps = gaps
         self._schema = schema
         self._form = form
         self._pulse = pulse
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange.of(scope)
+        account, caller = exchange.account, exchange.caller
+        account.operation = self._form.operation
         # Looked at for each request: a reload may change them.
         settings = self._registry.roster.server
-        body = await read_json(scope, receive, settings.request_limit)
+        body = await read_json(scope, receive, settings)
         request, unknown = parse(self._schema, body, strict_fields=settings.strict_fields, n_limit=settings.n_limit)
         exchange.ignored += unknown
-        ref = self._registry.resolve(request.model, request.adapters)
-        exchange.model = ref.id
+        account.stream = bool(request.stream)
+        ref = resolved(self._registry, caller, request.model, request.adapters)
+        account.model, account.adapter = ref.model, ref.adapter
         envelope = Envelope(self._form, ref.id, request.choices, request.score_form)
+        limit = caller.queue_limit(self._registry.roster.scheduling.max_queued)
         client, events = cancel_on_disconnect(receive), EventStream(send)
         alive = kept_alive(events, exchange, lambda: self._registry.words(ref), self._pulse)
         try:
@@ -56,18 +65,22 @@ class Inference(Generic[R]):
                 # Outside of `client`: its end takes a turn of the event loop.
                 alive if request.stream else nullcontext(),
                 client,
-                self._registry.lease(ref, request.keep_alive) as lease,
+                self._registry.lease(ref, request.keep_alive, client=caller.name, client_limit=limit) as lease,
             ):
                 exchange.granted(lease)
                 exchange.ignored += self._unheard(request, lease)
-                with _submitted(lease, self._generations(request, lease)) as streams:
+                generations = self._generations(request, lease, exchange.request_id)
+                with (
+                    _submitted(lease, generations) as streams,
+                    counted(streams, request.choices, account, self._gaps(ref.model, ref.adapter)) as choices,
+                    transcribed(self._registry.roster.logs.prompts, exchange, generations, choices),
+                ):
+                    exchange.streams = streams
                     if request.stream:
                         exchange.streaming = True
-                        await _stream(streams, envelope, events, include_usage=request.include_usage)
+                        await _stream(choices, envelope, events, include_usage=request.include_usage)
                     else:
-                        answers = await _together([_collect(stream) for stream in streams])
-                        response = Response(envelope.whole(answers), media_type="application/json")
-                        await response(scope, receive, send)
+                        await (await _whole(choices, envelope))(scope, receive, send)
         finally:
             exchange.client_gone = client.gone
 
@@ -78,13 +91,13 @@ class Inference(Generic[R]):
             raise InvalidRequest(f"{lease.ref.id} has no use for {shown(unheard)}", param=shown(unheard[:1]))
         return unheard
 
-    def _generations(self, request: R, lease: Lease) -> list[Generation]:
+    def _generations(self, request: R, lease: Lease, request_id: str) -> list[Generation]:
         """What to submit. Only the model itself knows what its own defaults are, and what drafts for it."""
         own = lease.capabilities.generation if self._registry.uses_generation_config(lease.ref) else {}
         defaults = self._registry.defaults(lease.ref, request.model).model_dump(exclude_none=True)
         generations = request.generations({**own, **defaults})
         check_draft(generations[0], lease.capabilities)
-        return generations
+        return [msgspec.structs.replace(generation, request=request_id) for generation in generations]
 
 
 @contextmanager
@@ -100,10 +113,17 @@ def _submitted(lease: Lease, generations: Sequence[Generation]) -> Iterator[list
             stream.cancel()
 
 
-async def _collect(stream: Stream) -> Answered:
+async def _whole(choices: Sequence[Choice], envelope: Envelope) -> Response:
+    answers = await _together([_collect(choice) for choice in choices])
+    return Response(envelope.whole(answers), media_type="application/json")
+
+
+async def _collect(choice: Choice) -> Answered:
     deltas: list[Delta] = []
-    async for delta in stream:
-        deltas += (delta, *stream.waiting())
+    async for delta in choice.stream:
+        woken = [delta, *choice.stream.waiting()]
+        choice.heard(woken)
+        deltas += woken
         if deltas[-1].finish is not None:
             break
     whole = merged(deltas)
@@ -112,22 +132,24 @@ async def _collect(stream: Stream) -> Answered:
     return Answered(whole.text, whole.finish, whole.usage, whole.aside or NOTHING)
 
 
-async def _stream(streams: Sequence[Stream], envelope: Envelope, events: EventStream, *, include_usage: bool) -> None:
+async def _stream(said: Sequence[Choice], envelope: Envelope, events: EventStream, *, include_usage: bool) -> None:
     """All choices' chunks as they come, then the usage where it was asked for, and the end."""
     usages = await _together(
         [
-            _relay(stream, envelope.chunks(index, usage_follows=include_usage), events)
-            for index, stream in enumerate(streams)
+            _relay(choice, envelope.chunks(index, usage_follows=include_usage), events)
+            for index, choice in enumerate(said)
         ]
     )
     await events.end((envelope.usage_chunk(usages) if include_usage else b"") + DONE)
 
 
-async def _relay(stream: Stream, chunks: Chunks, events: EventStream) -> Usage:
+async def _relay(choice: Choice, chunks: Chunks, events: EventStream) -> Usage:
     """One choice's chunks, one for each wake-up: a client that reads slowly gets fewer, longer ones."""
     opening = chunks.opening
-    async for first in stream:
-        delta = merged([first, *stream.waiting()])
+    async for first in choice.stream:
+        deltas = [first, *choice.stream.waiting()]
+        choice.heard(deltas)
+        delta = merged(deltas)
         out = opening
         if delta.text or delta.finish or delta.aside is not None:
             out += chunks.chunk(delta)

@@ -9,20 +9,24 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from mlx_roster.registry import Listing, Registry
+from mlx_roster.server.callers import resolved
+from mlx_roster.server.exchange import Exchange
 from mlx_roster.server.reply import reply
 
 _encode = msgspec.json.Encoder().encode
 
 
 class Models:
-    """Every model and adapter of the catalog, loaded or not."""
+    """Every model and adapter of the catalog that is the caller's to use, loaded or not."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # One by one: of tens of thousands of dicts alive at once, the garbage collector would want to see each.
-        listed = b",".join([_encode(entry(listing)) for listing in self._registry.listing()])
+        caller = Exchange.of(scope).caller
+        listing = self._registry.listing(sees=caller.sees)
+        listed = b",".join([_encode(entry(one)) for one in listing])
         payload = b'{"object":"list","data":[' + listed + b"]}"
         await Response(payload, media_type="application/json")(scope, receive, send)
 
@@ -34,12 +38,16 @@ class Model:
         self._registry = registry
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        listing = self._registry.find(scope["path_params"]["id"])
-        await reply(entry(listing))(scope, receive, send)
+        ref = resolved(self._registry, Exchange.of(scope).caller, scope["path_params"]["id"])
+        await reply(entry(self._registry.listed(ref)))(scope, receive, send)
 
 
 def entry(listing: Listing) -> dict[str, Any]:
-    """A model as OpenAI lists it, and what only a roster knows under `roster`."""
+    """A model as OpenAI lists it, and what only a roster knows under `roster`.
+
+    Whoever may see a model may see its aliases, and all its adapters: a key that opens only some of these does not open
+    the model itself.
+    """
     shown: dict[str, Any] = {
         "id": listing.id,
         "object": "model",

@@ -78,6 +78,7 @@ _COMPLAINTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "less_than_equal": lambda ctx: f"must be at most {_number(ctx['le'])}",
     "dict_type": lambda _: "must be an object",
     "string_pattern_mismatch": lambda _: "must be 1 to 64 letters, digits, underscores or hyphens",
+    "string_too_long": lambda ctx: f"must have at most {ctx['max_length']} characters",
     "too_short": lambda _: "must not be empty",
     "string_too_short": lambda _: "must not be empty",
     "too_long": lambda ctx: f"must have at most {ctx['max_length']} items",

@@ -27,7 +27,8 @@ def merged(deltas: Sequence[Delta]) -> Delta:
     asides = [delta.aside for delta in deltas if delta.aside is not None]
     last = deltas[-1] if deltas else Delta(0, "")
     text = "".join([delta.text for delta in deltas])
-    return Delta(last.sequence, text, last.finish, last.usage, _joined(asides) if asides else None)
+    aside = _joined(asides) if asides else None
+    return Delta(last.sequence, text, last.finish, last.usage, aside, sum([delta.tokens for delta in deltas]))
 
 
 def _joined(asides: Sequence[Aside]) -> Aside:

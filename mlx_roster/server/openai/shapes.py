@@ -31,6 +31,8 @@ class Form:
     the first chunk of each choice has instead.
     """
 
+    #: What OpenTelemetry calls it.
+    operation: str
     id_prefix: str
     whole_object: str
     chunk_object: str

@@ -6,9 +6,16 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from pydantic import AfterValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic_core import PydanticCustomError
 
 from mlx_roster.core import Format
-from mlx_roster.server.openai.schema.values import NAME, Strict, plain_fields
+from mlx_roster.server.openai.schema.values import MAX_SCHEMA, NAME, Strict, plain_fields, schema_size
+
+
+def _bounded(schema: dict[str, Any]) -> dict[str, Any]:
+    if schema_size(plain_fields(schema)) > MAX_SCHEMA:
+        raise PydanticCustomError("too_large", "must have at most {most} KiB", {"most": MAX_SCHEMA // 1024})
+    return schema
 
 
 class PlainText(Strict):
@@ -34,7 +41,7 @@ class JSONSchema(Strict):
 
     name: str = Field(pattern=NAME)
     description: str | None = None
-    schema_: Annotated[dict[str, Any], AfterValidator(plain_fields)] | None = Field(
+    schema_: Annotated[dict[str, Any], AfterValidator(_bounded)] | None = Field(
         default=None, alias="schema", description="A JSON Schema; none takes any JSON object."
     )
     strict: bool | None = Field(default=None, description="Without effect: the schema is kept to in any case.")

@@ -11,9 +11,12 @@ from pydantic_core import PydanticCustomError
 from mlx_roster.core import Tools
 from mlx_roster.errors import InvalidRequest
 from mlx_roster.server.openai.fields import shown
-from mlx_roster.server.openai.schema.values import NAME, Strict, plain_fields
+from mlx_roster.server.openai.schema.values import NAME, Strict, plain_fields, schema_size
 
 MAX_TOOLS = 128
+
+#: Bytes of all functions' parameters together.
+MAX_PARAMETERS = 256 * 1024
 
 
 class Function(Strict):
@@ -63,6 +66,9 @@ def _told_apart(tools: list[Tool]) -> list[Tool]:
             raise PydanticCustomError("duplicate", "has the function {name} twice", {"name": name})
     for tool in tools:
         plain_fields({**(tool.model_extra or {}), **(tool.function.model_extra or {})})
+    if sum(schema_size(tool.function.parameters or {}) for tool in tools) > MAX_PARAMETERS:
+        most = MAX_PARAMETERS // 1024
+        raise PydanticCustomError("too_large", "must have at most {most} KiB of parameters", {"most": most})
     return tools
 
 

@@ -9,7 +9,18 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, PlainValidator, Tag, WithJsonSchema
+import msgspec
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PlainValidator,
+    Tag,
+    WithJsonSchema,
+)
 from pydantic_core import PydanticCustomError
 
 from mlx_roster.config.units import parse_lifetime
@@ -20,6 +31,11 @@ MAX_DEPTH = 64
 MAX_INT = 2**63 - 1
 MAX_COUNT = 2**31 - 1
 MAX_STOPS = 1024
+# Each character of an answer may be compared with all of them, between two steps of everybody's.
+MAX_STOP = 512
+MAX_STOPS_TEXT = 64 * 1024
+#: A schema's text: what the compiler of grammars takes in any case, without the way there.
+MAX_SCHEMA = 64 * 1024
 
 #: What OpenAI takes for a function, and for a schema.
 NAME = r"^[a-zA-Z0-9_-]{1,64}$"
@@ -29,6 +45,11 @@ class Strict(BaseModel):
     """JSON types as they are: no number from a string, no integer from 3.0 or true."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def schema_size(schema: dict[str, Any]) -> int:
+    """Bytes of a schema that is plain."""
+    return len(msgspec.json.encode(schema))
 
 
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
@@ -75,9 +96,16 @@ def plain_fields(fields: dict[str, Any]) -> dict[str, Any]:
     return fields
 
 
+def _in_all(stops: list[str]) -> list[str]:
+    if sum(map(len, stops)) > MAX_STOPS_TEXT:
+        raise PydanticCustomError("too_much", "must have at most {most} characters in all", {"most": MAX_STOPS_TEXT})
+    return stops
+
+
+Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP)]
 Stops = Annotated[
-    Annotated[str, Field(min_length=1), Tag("<text>")]
-    | Annotated[list[Annotated[str, Field(min_length=1)]], Field(fail_fast=True, max_length=MAX_STOPS), Tag("<list>")],
+    Annotated[Stop, Tag("<text>")]
+    | Annotated[list[Stop], Field(fail_fast=True, max_length=MAX_STOPS), AfterValidator(_in_all), Tag("<list>")],
     Discriminator(
         text_or_list,
         custom_error_type="stop_type",

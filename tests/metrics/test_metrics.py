@@ -19,7 +19,7 @@ from mlx_roster.registry import Registry
 from mlx_roster.registry.overview import Change, Memory, ModelBytes, ModelStatus, Overview, Preloads, Reload
 from mlx_roster.testing import FakeSources, FakeWorkers
 
-NOTHING = Overview("0", 1.0, Memory(100, 20, 10), 3, Preloads(), None, ())
+NOTHING = Overview("0", 1.0, Memory(100, 20, 10), 3, Preloads(), None, (), 512)
 IDLE = ModelStatus("a", "ready", False, 0, 0, ModelBytes(5, 7), None, None, 0, 1.0, None, ())
 
 
@@ -42,11 +42,17 @@ def labels(metrics: Metrics, name: str) -> set[str]:
 
 def test_a_server_that_has_done_nothing() -> None:
     found = samples(Metrics(lambda: NOTHING))
-    assert {key: value for key, value in found.items() if not key[0].startswith("queue_wait")} == {
+    ours = {key: value for key, value in found.items() if not key[0].startswith(("process_", "python_"))}
+    assert ours == {
+        ("build_info", "0"): 1,
+        ("downloads",): 0,
+        ("models_cooling_down",): 0,
+        ("models_stalled",): 0,
         ("memory_budget_bytes",): 100,
         ("memory_held_bytes",): 20,
         ("memory_committed_bytes",): 10,
         ("queued_requests",): 3,
+        ("queued_requests_limit",): 512,
         ("config_last_reload_success",): 1,
         ("config_reloads_total", "ok"): 0,
         ("config_reloads_total", "failed"): 0,
@@ -58,7 +64,8 @@ def test_models_are_named_once_they_have_been_resident() -> None:
     models = (replace(IDLE, leases=2), replace(IDLE, id="b", state="locating", queued=4, bytes=ModelBytes()))
     overview = replace(NOTHING, models=models)
     metrics = Metrics(lambda: overview)
-    assert labels(metrics, "model_leases") == labels(metrics, "model_queued") == labels(metrics, "model_bytes") == {"a"}
+    assert labels(metrics, "model_leases") == labels(metrics, "model_bytes") == {"a"}
+    assert labels(metrics, "model_queued") == {"a", "other"}
     metrics.heard(Change("failed", "made-up", {"why": "no"}, None))
     assert samples(metrics)["loads_total", "other", "failed"] == 1
     overview = replace(NOTHING, models=tuple(replace(model, state="unloaded") for model in models))
@@ -89,7 +96,7 @@ class World:
     def __init__(self, registry: Registry, workers: FakeWorkers) -> None:
         self.registry = registry
         self.workers = workers
-        self.metrics = Metrics(registry.overview)
+        self.metrics = Metrics(registry.overview, registry.counters, registry.lists, registry.stalled)
         registry.listen(self.metrics.heard)
 
     async def use(self, model: str, keep_alive: float | None = None) -> None:
@@ -185,9 +192,15 @@ def test_loads_refusals_and_waits() -> None:
             found = samples(here.metrics)
             loads = {key[1:]: value for key, value in found.items() if key[0] == "loads_total"}
             assert loads == {("a", "ok"): 1, ("b", "failed"): 1}
-            assert found["refusals_total", "load_failed"] == found["refusals_total", "model_too_large"] == 1
-            assert found["evictions_total", "a", "crash"] == 1
-            assert found["queue_wait_seconds_count",] == 2
+            refusals = {key[1:]: value for key, value in found.items() if key[0] == "refusals_total"}
+            assert refusals == {("load_failed", "b"): 1, ("model_too_large", "c"): 1}
+            assert found["evictions_total", "a", "crash"] == found["worker_crashes_total", "a", "crash"] == 1
+            assert found["request_queue_time_seconds_count", "a"] == 2
+            assert found["load_duration_seconds_count", "a"] == 1
+            await here.use("a")
+            found = samples(here.metrics)
+            assert found["worker_restarts_total", "a"] == 1
+            assert found["loads_total", "a", "ok"] == 2
 
     asyncio.run(main())
 
@@ -205,9 +218,9 @@ def test_only_requests_wait_in_the_queue() -> None:
                     granted += isinstance(change, Change) and change.kind == "grant"
             await here.registry.load("a")
             assert [change.fields["exempt"] for change in heard if change.kind == "grant"] == [True] * 4
-            assert samples(here.metrics)["queue_wait_seconds_count",] == 0
+            assert not labels(here.metrics, "request_queue_time_seconds_count")
             await here.use("a")
             assert "exempt" not in heard[-1].fields
-            assert samples(here.metrics)["queue_wait_seconds_count",] == 1
+            assert samples(here.metrics)["request_queue_time_seconds_count", "a"] == 1
 
     asyncio.run(main())
