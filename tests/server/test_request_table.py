@@ -57,7 +57,10 @@ def flat(generation: Any) -> dict[str, Any]:
 def sent(asked: Running, client: httpx2.Client, path: str, body: dict[str, Any]) -> tuple[httpx2.Response, list[Any]]:
     asked.generations.clear()
     response = client.post(path, json=body)
-    return response, [flat(generation) for generation in asked.generations]
+    generations = [flat(generation) for generation in asked.generations]
+    # The one thing in it that is never twice the same.
+    assert {generation.pop("request") for generation in generations} <= {response.headers["x-request-id"]}
+    return response, generations
 
 
 @pytest.mark.parametrize(("schema", "table"), [(ChatRequest, CHAT), (TextRequest, TEXT)])
