@@ -52,8 +52,10 @@ wheel: $(VENV)/.installed-dev
 clean:
 	rm -rf $(VENV) .venv-clients .venv-aider $(JS)/node_modules $(OPENCODE)/node_modules dist site
 
+# What a venv that failed has left (Debian's Python without python3-venv) would pass for one the next time.
 $(VENV)/bin/python:
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -c 'import sys; sys.exit("this needs Python 3.11 or later: make PYTHON=python3.12 has another" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV) || (rm -rf $(VENV); false)
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.$(if $(MLX),[$(MLX)])'

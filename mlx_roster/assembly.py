@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Self
@@ -52,19 +52,28 @@ GLANCE = 0.05
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, except for what it does at the end: the workers are still to be stopped then."""
+    """uvicorn, except for what it does at the end: the workers are still to be stopped then.
 
-    def __init__(self, app: Application, registry: Registry) -> None:
+    `begun` is called once it serves, and heeds signals.
+    """
+
+    def __init__(self, app: Application, registry: Registry, begun: Callable[[], None]) -> None:
         super().__init__(
             EdgeConfig(
                 app,
                 lambda: registry.roster.server,
+                metrics=app.metrics,
                 connections=room(open_files()),
                 backlog=BACKLOG,
             )
         )
         self._app = app
         self._registry = registry
+        self._begun = begun
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._begun()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -91,7 +100,8 @@ class _Server(uvicorn.Server):
         grace = self._registry.roster.server.shutdown_grace
         if running := len(self.server_state.tasks):
             most = format_duration(grace)
-            logger.info("shutting down: %d responses go on, for %s at most; Ctrl-C again cuts them", running, most)
+            said = "one response goes" if running == 1 else f"{running} responses go"
+            logger.info("shutting down: %s on, for %s at most; Ctrl-C again cuts that short", said, most)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace):
                 await self._drain()
@@ -193,10 +203,13 @@ async def _serve(
             Reloader(_Configured(registry, locator, display), reading.again) as reloader,
             _reloading(source.path, reloader, watched, terminal),
         ):
-            server = _Server(create_app(registry, reloader.reload), registry)
+            app = create_app(registry, reloader.reload)
+            server = _Server(app, registry, lambda: display.ready(_url(sock), registry.listing()))
             logger.info("%s (%s), budget %s", device.name, device.backend, format_bytes(budget))
+            if roster.auth.unoperated:
+                logger.warning("auth.keys: none has the scope admin: nobody can use ps, load, reload and /metrics")
             async with display.watching(lambda: (registry.progress(), locator.progress())):
-                display.ready(_url(sock), registry.listing())
+                # Before anybody can ask whether they have ended.
                 registry.start_preloads()
                 # A roster of thousands of models is there to stay: the collector need not go through it all the time.
                 gc.collect()

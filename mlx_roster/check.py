@@ -116,7 +116,7 @@ def _key_remarks(roster: Roster) -> Iterator[str]:
     keys = roster.auth.keys
     # What these allow is known once it is asked for.
     more = roster.discover.hub_cache or roster.unlisted.hub or roster.unlisted.paths
-    if keys and not any("admin" in key.scopes for key in keys):
+    if roster.auth.unoperated:
         yield "auth.keys: none has the scope admin: nobody can use ps, load, reload and the other commands"
     for key in keys:
         if "infer" not in key.scopes:
@@ -160,7 +160,7 @@ def _cost(name: str, entry: ModelEntry, roster: Roster, budget: int) -> ModelCos
         folder = _folder(entry)
         found = estimate_with(folder, entry, roster.memory.headroom, sides, _drafts(entry))
     except _NotHere as missing:
-        later = ", and the roster says offline" if roster.offline else "; the first request for it will"
+        later = ", and the roster says offline" if roster.offline else "; the first request for it downloads it"
         return ModelCost(name, source, problems=problems, remark=f"{missing}{later}")
     except LoadFailed as error:
         return ModelCost(name, source, problems=(error.message, *problems))

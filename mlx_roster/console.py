@@ -123,7 +123,11 @@ class Display:
             yield
             return
         bars = Progress(
-            TextColumn("{task.description}"), BarColumn(), DownloadColumn(), console=self.console, transient=True
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(binary_units=True),
+            console=self.console,
+            transient=True,
         )
         task = asyncio.create_task(self._watch(bars, counts))
         try:

@@ -196,6 +196,11 @@ class Aside(msgspec.Struct, frozen=True, array_like=True):
     scores: list[Scored] = []
     prompt: list[Scored] = []
 
+    @property
+    def scored(self) -> int:
+        """How many log-probabilities there are in it."""
+        return sum([1 + len(one.top) for one in self.scores]) + sum([1 + len(one.top) for one in self.prompt])
+
 
 class Delta(msgspec.Struct, frozen=True, array_like=True):
     """What one decode step added to one sequence.
@@ -339,6 +344,17 @@ class Counters(msgspec.Struct, frozen=True, array_like=True):
     def done(self) -> Counters:
         """What is left of them when the worker is gone."""
         return Counters(self.steps, self.queried, self.hits, self.placed, self.displaced)
+
+    def after(self, before: Counters) -> Counters:
+        """These, and of what only grows no less than it was `before`."""
+        return msgspec.structs.replace(
+            self,
+            steps=max(self.steps, before.steps),
+            queried=max(self.queried, before.queried),
+            hits=max(self.hits, before.hits),
+            placed=max(self.placed, before.placed),
+            displaced=max(self.displaced, before.displaced),
+        )
 
     def __add__(self, other: Counters) -> Counters:
         mine, its = msgspec.structs.astuple(self), msgspec.structs.astuple(other)

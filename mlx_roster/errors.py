@@ -163,13 +163,9 @@ class AdminRequired(RequestError):
 
 
 class CapacityError(RosterError):
-    code = "internal_error"
-
-
-class ModelTooLarge(CapacityError):
     """`others` are models that the message names beside the one that was asked for; `discreetly` is it without them."""
 
-    code = "model_too_large"
+    code = "internal_error"
 
     def __init__(
         self, message: str, *, param: str | None = None, others: tuple[str, ...] = (), discreetly: str | None = None
@@ -179,13 +175,25 @@ class ModelTooLarge(CapacityError):
         self.discreetly = message if discreetly is None else discreetly
 
 
+class ModelTooLarge(CapacityError):
+    code = "model_too_large"
+
+
 class Busy(CapacityError):
     """`retry_after` is in seconds, and a guess."""
 
     code = "draining"
 
-    def __init__(self, message: str, *, param: str | None = None, retry_after: float = 5.0) -> None:
-        super().__init__(message, param=param)
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after: float = 5.0,
+        others: tuple[str, ...] = (),
+        discreetly: str | None = None,
+    ) -> None:
+        super().__init__(message, param=param, others=others, discreetly=discreetly)
         self.retry_after = retry_after
 
 

@@ -81,6 +81,8 @@ def _absent(roster: Roster) -> Iterator[str]:
         if isinstance(entry.source, Path):
             if not entry.source.is_dir():
                 yield f"{name}: its folder {entry.source} does not exist"
+            elif not (entry.source / "config.json").is_file():
+                yield f"{name}: its folder {entry.source} has no config.json, as a model would"
         elif offline and cached(entry.source, entry.revision, code=entry.trust_remote_code) is None:
             why = "the roster says offline" if roster.offline else "HF_HUB_OFFLINE is set"
             yield f"{name}: {entry.source} is not in the Hub cache, and {why}; mlx-roster pull {entry.source} gets it"

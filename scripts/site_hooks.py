@@ -1,7 +1,8 @@
 """What mkdocs does not do by itself, so that docs/ is the same pages on GitHub and on the site.
 
 Links that leave docs/ lead to the repository, but for the changelog's, which is a page of the site: it lies at the
-root, where everybody looks for it.
+root, where everybody looks for it. A short name goes on no other line, and a long one in a table does between its
+words.
 """
 
 from __future__ import annotations
@@ -23,6 +24,11 @@ _FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 _ROW = re.compile(r"^\|.*$", re.MULTILINE)
 _CODE = re.compile(r"`[^`\n]*`")
 _LINK = re.compile(r"(?<=\]\()([^)\s]+)(?=\))")
+_CELL = re.compile(r"<td.*?</td>", re.DOTALL)
+_NAME = re.compile(r"(<code[^>]*>)([^<]*)(?=</code>)")
+_BREAK = re.compile(r"(?<=[_./:])(?=[^\W\d]|\{)")
+#: Code that fits beside a phone's other columns.
+_SHORT = re.compile(r"<code>(?=[^<\n]{1,24}</code>)")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -35,6 +41,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     return rewrite(markdown)
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    return broken(html)
 
 
 def changelog() -> str:
@@ -51,6 +61,12 @@ def rewrite(markdown: str) -> str:
         parts += (_prose(markdown[end : block.start()]), block[0])
         end = block.end()
     return "".join((*parts, _prose(markdown[end:])))
+
+
+def broken(html: str) -> str:
+    """`html` with its inline code marked for docs/site.css: what stays whole, and where in tables it may break."""
+    marked = _SHORT.sub('<code class="whole">', html)
+    return _CELL.sub(lambda cell: _NAME.sub(lambda name: name[1] + _BREAK.sub("<wbr>", name[2]), cell[0]), marked)
 
 
 def _prose(text: str) -> str:

@@ -89,7 +89,7 @@ def test_what_drafts_for_a_model_is_part_of_it(base: Path) -> None:
     report = check(roster(base, "{a: {source: ./large, draft: [{model: ./small}, {model: b}]}, b: {source: ./middle}}"))
     assert [model.weights for model in report.models] == [70 * KIB, 20 * KIB]
     report = check(roster(base, "{a: {source: ./large, draft: {model: org/far}}}"))
-    assert report.models[0].remark == "its draft org/far is not downloaded yet; the first request for it will"
+    assert report.models[0].remark == "its draft org/far is not downloaded yet; the first request for it downloads it"
     report = check(roster(base, "{a: {source: ./large, draft: {model: ./gone}}}"))
     assert report.models[0].problems == ("draft gone: its folder does not exist",)
 
@@ -129,7 +129,7 @@ def test_models_that_are_not_here(base: Path) -> None:
     ]
     lines = shown(report)
     assert lines[2].split(maxsplit=6) == [
-        "b", "org/name", "-", "-", "-", "-", "not downloaded yet; the first request for it will"
+        "b", "org/name", "-", "-", "-", "-", "not downloaded yet; the first request for it downloads it"
     ]  # fmt: skip
     assert lines[-2:] == [
         "not counted, since the files are not here or not whole: 3 models",
@@ -228,7 +228,7 @@ def test_json(base: Path) -> None:
                 "estimated": None,
                 "fits": None,
                 "problems": [],
-                "remark": "not downloaded yet; the first request for it will",
+                "remark": "not downloaded yet; the first request for it downloads it",
             },
         ],
     }

@@ -20,7 +20,7 @@ WALL = {
 #: Where it may be asked, and for what: dates that others read, and one that the Hub has said.
 ALLOWED = {
     "cli/operating.py": 1,  # the time of day before what `top` prints of a change
-    "loaders/fetching.py": 1,  # a Retry-After that is a date; never waited for longer than a minute
+    "loaders/asking.py": 1,  # a Retry-After that is a date; never waited for longer than a minute
     "registry/registry.py": 1,  # `created` of /v1/models
     "server/openai/shapes.py": 1,  # `created` of an answer
 }

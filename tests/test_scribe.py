@@ -52,7 +52,28 @@ def test_what_there_is_no_room_for_is_counted() -> None:
         pass
     log.handle(record("later"))
     assert scribe.close(PATIENCE)
-    assert kept.messages == ["3 lines are missing here: nobody took them", "line 0", "line 1", "later"]
+    assert kept.messages == ["line 0", "line 1", "3 lines are missing here: nobody took them", "later"]
+
+
+def test_what_cannot_be_written_keeps_nothing_else_from_it() -> None:
+    def fail() -> None:
+        raise OSError
+
+    scribe, kept = Scribe(), Kept()
+    log = ScribedLog(scribe, kept)
+    scribe.put(fail)
+    log.handle(record("%d lines", "three"))
+    log.handle(record("the end"))
+    assert scribe.close(PATIENCE)
+    assert kept.messages == ["%d lines ('three',)", "the end"]
+
+
+def test_a_record_is_left_as_it_is_for_others() -> None:
+    scribe = Scribe()
+    said = record("%d lines", 3)
+    ScribedLog(scribe, Kept()).handle(said)
+    assert (said.msg, said.args) == ("%d lines", (3,))
+    assert scribe.close(PATIENCE)
 
 
 def test_an_end_that_does_not_come_is_not_waited_for() -> None:

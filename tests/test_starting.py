@@ -74,6 +74,11 @@ def test_a_port_that_something_else_has() -> None:
     assert_told(done, 2, "something else listens there", "--port")
 
 
+def test_keys_of_which_none_is_for_operating_are_warned_of(tmp_path: Path) -> None:
+    with serving("serve", str(roster(tmp_path, KEYED))) as server:
+        server.logged("WARNING auth.keys: none has the scope admin")
+
+
 def test_a_port_that_another_mlx_roster_has(tmp_path: Path) -> None:
     with serving("serve", str(roster(tmp_path, KEYED))) as server:
         url = server.url.removesuffix("/v1")
@@ -136,10 +141,12 @@ def test_a_single_model_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_models_that_are_not_here_are_named_and_the_others_served(tmp_path: Path) -> None:
-    more = ["  gone: {source: ./gone}", "  far: {source: org/far}", "offline: true"]
+    (tmp_path / "empty").mkdir()
+    more = ["  gone: {source: ./gone}", "  empty: {source: ./empty}", "  far: {source: org/far}", "offline: true"]
     path = demo_roster(tmp_path, models=more)
     with serving("serve", str(path), environment={"HF_HUB_CACHE": str(tmp_path / "hub")}) as server:
         server.logged(rf"gone: its folder {tmp_path}/gone does not exist")
+        server.logged(rf"empty: its folder {tmp_path}/empty has no config.json")
         server.logged("far: org/far is not in the Hub cache.*mlx-roster pull org/far")
         assert "gone" in [model.id for model in server.client().models.list()]
 

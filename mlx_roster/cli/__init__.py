@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from mlx_roster import __version__
-from mlx_roster.cli import chat, doctor, operating, pulling, serving, starting, versions
+from mlx_roster.cli import chat, completing, doctor, operating, pulling, serving, starting, versions
 
-app = typer.Typer(
+
+class _Program(typer.Typer):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        completing.rejoin(os.environ)
+        return super().__call__(*args, **kwargs)
+
+
+app = _Program(
     name="mlx-roster",
     help="Serve many MLX models and LoRA adapters from one OpenAI-compatible endpoint.",
     no_args_is_help=True,

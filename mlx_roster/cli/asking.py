@@ -13,7 +13,7 @@ import httpx2
 
 from mlx_roster.cli import shapes
 from mlx_roster.cli.conversation import Listed
-from mlx_roster.cli.remote import ANSWER_TIMEOUT, CONNECT_TIMEOUT, Refused, Unreachable
+from mlx_roster.cli.remote import ANSWER_TIMEOUT, CONNECT_TIMEOUT, Refused, Unreachable, lines
 
 #: How long a stream may be silent, in seconds. A server that has nothing to say yet says so every few seconds.
 SILENCE = 120.0
@@ -115,7 +115,7 @@ class Server:
             raise self._unreachable() from error
 
     def _said(self, chunks: Iterator[bytes], facts: Facts) -> Iterator[Waiting | Piece]:
-        for line in _lines(chunks):
+        for line in lines(chunks):
             if line.startswith(":"):
                 yield Waiting(line[1:].strip())
             elif line == "data: [DONE]":
@@ -145,15 +145,6 @@ class Server:
             f"no server answers at {self.url}\n"
             "start one in another terminal (mlx-roster serve, or mlx-roster demo), or say where it is with --url"
         )
-
-
-def _lines(chunks: Iterator[bytes]) -> Iterator[str]:
-    """Whole lines of a stream. Only newlines end one: JSON may hold other separators as they are."""
-    rest = b""
-    for chunk in chunks:
-        *whole, rest = (rest + chunk).split(b"\n")
-        for line in whole:
-            yield line.decode(errors="replace").rstrip("\r")
 
 
 def _told(chunk: dict[str, Any], facts: Facts) -> Iterator[Piece]:

@@ -29,7 +29,7 @@ def chat(
     model: Annotated[
         str | None,
         typer.Argument(
-            metavar="[MODEL[:ADAPTER]]",
+            metavar="MODEL[:ADAPTER]",
             help="Whom to talk to: the server's default if left out.",
             autocompletion=completing.refs,
         ),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from http.client import HTTPConnection, HTTPException
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,6 +22,30 @@ PATIENCE = 0.15
 #: What is read of its answer, in bytes, and the names that a shell is shown.
 LONGEST = 4 * 2**20
 MOST = 500
+
+#: Where `rejoin` leaves what bash has already, of the name that is completed.
+_BEFORE = "_MLX_ROSTER_BEFORE"
+
+
+def rejoin(environ: MutableMapping[str, str]) -> None:
+    """To be called before typer reads what bash asks: for bash a word ends at a colon, so that MODEL:ADAPTER is three.
+
+    They are made one again. Of the one under the cursor, bash replaces only what follows the last colon: so that is
+    what is completed, and what comes before it is put aside for the functions below.
+    """
+    asked = environ.get("COMP_WORDS", "")
+    if environ.get("_MLX_ROSTER_COMPLETE") != "complete_bash" or "\n" not in asked:
+        return
+    words: list[str] = []
+    for word in asked.split("\n")[: int(environ["COMP_CWORD"]) + 1]:
+        if words and word and (word[0] == ":" or words[-1][-1:] == ":"):
+            words[-1] += word
+        else:
+            words.append(word)
+    before, colon, rest = words.pop().rpartition(":")
+    environ["COMP_WORDS"] = "\n".join([*words, rest])
+    environ["COMP_CWORD"] = str(len(words))
+    environ[_BEFORE] = before + colon
 
 
 def models(context: typer.Context, incomplete: str) -> list[str]:
@@ -42,7 +66,9 @@ def to_pull(context: typer.Context, incomplete: str) -> list[str]:
 
 
 def _beginning(incomplete: str, names: Iterator[str]) -> list[str]:
-    return sorted({name for name in names if name.startswith(incomplete) and name.isprintable()})[:MOST]
+    before = os.environ.get(_BEFORE, "")
+    fitting = {name for name in names if name.startswith(before + incomplete) and name.isprintable()}
+    return sorted(name.removeprefix(before) for name in fitting)[:MOST]
 
 
 def _known(context: typer.Context) -> Iterator[str]:

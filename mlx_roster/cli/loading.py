@@ -8,9 +8,10 @@ from threading import Event, Thread
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TaskID, TextColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
 from mlx_roster.cli.remote import Refused, Remote, Unreachable
+from mlx_roster.config.units import format_bytes
 
 #: How often the server is asked, in seconds.
 TICK = 0.2
@@ -24,9 +25,9 @@ def shown(remote: Remote, model: str) -> Iterator[None]:
         yield
         return
     done = Event()
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(20), DownloadColumn(binary_units=True))
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.fields[amount]}"))
     with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(escape(f"{model}: asked for"), total=None)
+        task = progress.add_task(escape(f"{model}: asked for"), total=None, amount="")
         # The block waits for the server on this thread, where Ctrl-C ends it.
         Thread(target=_follow, args=(remote, model, progress, task, done), daemon=True).start()
         try:
@@ -43,4 +44,6 @@ def _follow(remote: Remote, model: str, progress: Progress, task: TaskID, done: 
             continue  # the block will hear of it
         here, total = status["progress"] or (0, 0)
         words = escape(f"{model}: {status['state']}")
-        progress.update(task, description=words, completed=here, total=total or None)
+        # Of a model that is read at once, or that waits for room, nobody knows how far it is.
+        amount = f"{format_bytes(here)} of {format_bytes(total)}" if total else ""
+        progress.update(task, description=words, completed=here, total=total or None, amount=amount)

@@ -34,7 +34,9 @@ Key = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print the server's answer as JSON.")]
 Model = Annotated[
     str,
-    typer.Argument(help="A model, by id or alias.", show_default=False, autocompletion=completing.models),
+    typer.Argument(
+        metavar="MODEL", help="A model, by id or alias.", show_default=False, autocompletion=completing.models
+    ),
 ]
 
 

@@ -97,13 +97,13 @@ class Remote:
                     raise self._refused(_decoded(response.read()))
                 if not response.headers.get("content-type", "").startswith("text/event-stream"):
                     raise self._unreachable()
-                yield from self._events(response.iter_lines())
+                yield from self._events(lines(response.iter_bytes()))
         except _NO_ANSWER as error:
             raise self._unreachable() from error
 
-    def _events(self, lines: Iterator[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _events(self, said: Iterator[str]) -> Iterator[tuple[str, dict[str, Any]]]:
         begun = False
-        for name, text in _parsed(lines):
+        for name, text in _parsed(said):
             body = _decoded(text)
             if name == "message":
                 raise self._refused(body)
@@ -135,10 +135,19 @@ class Remote:
         return Unreachable(f"no mlx-roster answers at {self._url}; is it running? --url says where")
 
 
-def _parsed(lines: Iterator[str]) -> Iterator[tuple[str, str]]:
+def lines(chunks: Iterator[bytes]) -> Iterator[str]:
+    """Whole lines of a stream. Only newlines end one: JSON may hold other separators as they are."""
+    rest = b""
+    for chunk in chunks:
+        *whole, rest = (rest + chunk).split(b"\n")
+        for line in whole:
+            yield line.decode(errors="replace").rstrip("\r")
+
+
+def _parsed(said: Iterator[str]) -> Iterator[tuple[str, str]]:
     """The name and the payload of each event."""
     name = "message"
-    for line in lines:
+    for line in said:
         field, _, value = line.partition(": ")
         if field == "event":
             name = value

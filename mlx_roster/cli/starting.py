@@ -22,7 +22,12 @@ STDOUT = Path("-")
 
 def init(
     path: Annotated[
-        Path, typer.Argument(help="Where to write it; - is standard output.", show_default=places.ROSTER)
+        Path,
+        typer.Argument(
+            metavar="PATH",
+            help="Where to write it; - is standard output. If not given: ./roster.yaml.",
+            show_default=False,
+        ),
     ] = Path(places.ROSTER),
     force: Annotated[bool, typer.Option("--force", help="Overwrite a file that is there already.")] = False,
     json: Annotated[

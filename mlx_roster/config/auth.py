@@ -124,6 +124,11 @@ class AuthSettings(Settings):
         "and only a loopback address may be bound.",
     )
 
+    @property
+    def unoperated(self) -> bool:
+        """Whether there are keys, and none of them is for operating the server."""
+        return bool(self.keys) and not any("admin" in key.scopes for key in self.keys)
+
     @field_validator("keys")
     @classmethod
     def _told_apart(cls, keys: tuple[KeyEntry, ...]) -> tuple[KeyEntry, ...]:

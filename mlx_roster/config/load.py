@@ -45,12 +45,12 @@ def parse(text: str, *, name: str, base: Path) -> Roster:
         problems = [Problem("should be a mapping with the key models", line=document.line)]
     if document is None or not isinstance(document.plain, dict):
         raise config_error(name, problems)
-    known = {problem.location for problem in problems}
+    # What could not be read is no value to complain of a second time, nor is it missing where it stands.
+    known = {place for problem in problems for place in (problem.location, problem.location[:-1])}
     try:
         roster = Roster.model_validate(document.plain, context={"base": base})
     except ValidationError as error:
         found = [*_located(from_pydantic(error, Roster), document), *_clashes(document), *_exposed(document)]
-        # What could not be read is no value to complain of a second time.
         problems += [problem for problem in found if problem.location not in known]
         raise config_error(name, problems) from error
     if problems:

@@ -18,6 +18,7 @@ from mlx_roster.config.values import (
     Patience,
     Residency,
     Size,
+    Stall,
 )
 
 
@@ -62,7 +63,7 @@ class ServerSettings(Settings):
     body_timeout: Patience = Field(
         default="30s",
         validate_default=True,
-        description="How long a client may send nothing before its request's body is whole.",
+        description="How long a client may take for each 16KiB of a request's body, or for the rest of it.",
     )
     idle_timeout: Patience = Field(
         default="75s", validate_default=True, description="How long a connection is kept open between two requests."
@@ -70,7 +71,7 @@ class ServerSettings(Settings):
     write_timeout: Patience = Field(
         default="30s",
         validate_default=True,
-        description="How long a client may read nothing of what there is for it before it is cut off.",
+        description="How long a client may take to read 16KiB of what waits for it, or all of that.",
     )
     write_buffer: Size = Field(
         default="4MiB",
@@ -136,10 +137,10 @@ class SchedulingSettings(Settings):
         validate_default=True,
         description="How long a load or a download may go on without getting any further before it fails.",
     )
-    stall_timeout: Patience = Field(
+    stall_timeout: Stall = Field(
         default="1m",
         validate_default=True,
-        description="How long a model's worker may get nowhere with what it runs before it is replaced.",
+        description="How long a model's worker may get nowhere with what it runs before it is replaced; 5s or more.",
     )
     drain_timeout: Duration = Field(
         default="1m",

@@ -32,6 +32,9 @@ _DurationText = Annotated[str, Field(pattern=DURATION_PATTERN)]
 _MultipleText = Annotated[str, Field(pattern=MULTIPLE_PATTERN)]
 _Seconds = Annotated[float, Field(ge=0)]
 _Moment = Annotated[float, Field(gt=0)]
+#: Below so many seconds a busy machine would look like one that hangs: workers say once a second how they are.
+SHORTEST_STALL = 5
+_Stall = Annotated[float, Field(ge=SHORTEST_STALL)]
 # Without "/" or "*" it would match nothing. As `fnmatch` reads it.
 GLOB_PATTERN = r"^[A-Za-z0-9_.?\[\]!-]*[/*][A-Za-z0-9_./*?\[\]!-]*$"
 # A scheme of its own is what desktop applications have.
@@ -86,6 +89,13 @@ def _patience(value: object) -> float:
     return seconds
 
 
+def _stall(value: object) -> float:
+    seconds = parse_duration(value)
+    if seconds < SHORTEST_STALL:
+        raise ValueError(f"should be {SHORTEST_STALL}s or more: in less, a busy machine would be taken for a hang")
+    return seconds
+
+
 def _glob(value: object) -> str:
     if not isinstance(value, str):
         raise PydanticCustomError("string_type", "Input should be a valid string")
@@ -99,7 +109,12 @@ def _origin(value: object) -> str:
         raise PydanticCustomError("string_type", "Input should be a valid string")
     if value == "null" or re.fullmatch(ORIGIN_PATTERN, value) is None:
         raise ValueError('should be an exact origin, as https://app.example.com or http://localhost:3000, or "*"')
-    return value.lower()
+    origin = value.lower()
+    for scheme, port in (("http", ":80"), ("https", ":443")):
+        if origin.startswith(f"{scheme}://"):
+            # Which no browser says.
+            origin = origin.removesuffix(port)
+    return origin
 
 
 def _host_name(value: object) -> str:
@@ -128,6 +143,11 @@ Duration = Annotated[
 Patience = Annotated[
     float,
     PlainValidator(_patience, json_schema_input_type=_Moment | _DurationText),
+    PlainSerializer(_spoken),
+]
+Stall = Annotated[
+    float,
+    PlainValidator(_stall, json_schema_input_type=_Stall | _DurationText),
     PlainSerializer(_spoken),
 ]
 Lifetime = Annotated[

@@ -175,7 +175,7 @@ def _roster(path: Path | None) -> RosterFacts:
     if path is not None:
         try:
             roster = load(path)
-            readable = bool(roster.auth.keys) and bool(path.stat().st_mode & stat.S_IROTH)
+            readable = bool(path.stat().st_mode & stat.S_IROTH) and _spelled_out(roster, path)
         except ConfigError as error:
             return RosterFacts(path, problems=tuple(error.message.splitlines()))
         except OSError:
@@ -191,6 +191,12 @@ def _roster(path: Path | None) -> RosterFacts:
         return RosterFacts(path, roster, overrides=overrides, discovered=found)
     report = checks.check(roster)
     return RosterFacts(path, roster, overrides=overrides, report=report, readable_by_others=readable)
+
+
+def _spelled_out(roster: Roster, path: Path) -> bool:
+    """Whether a key is in the file itself, and not its digest or the name of a variable."""
+    text = path.read_text("utf-8-sig")
+    return any(key.key is not None and key.key.get_secret_value() in text for key in roster.auth.keys)
 
 
 def _environment(environ: Mapping[str, str]) -> dict[str, str]:

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import mlx.core as mx
 
-from mlx_roster.core import Capabilities, Counters, Delta, Generation, Limits, Measured, ModelSource
+from mlx_roster.core import Capabilities, Counters, Generation, Limits, Measured, ModelSource
 from mlx_roster.engine.batch import Admission, copied
 from mlx_roster.engine.caches import batchable, cache_size, make_caches, quantization_for
 from mlx_roster.engine.drafting import DraftedBatch, Drafts
@@ -24,6 +24,7 @@ from mlx_roster.engine.memory import Memory
 from mlx_roster.engine.prefixes import Prefix, Prefixes
 from mlx_roster.engine.preparing import Adapters, Preparer
 from mlx_roster.engine.prompts import Prompts
+from mlx_roster.engine.publishing import Output, Publisher
 from mlx_roster.engine.routed import Routing
 from mlx_roster.engine.rows import Row
 from mlx_roster.engine.sampling import Sampler
@@ -31,7 +32,7 @@ from mlx_roster.engine.scheduler import Plan, Scheduler
 from mlx_roster.engine.sequences import Cancel, Rejection, Sequence, Token
 from mlx_roster.engine.tally import Tally
 from mlx_roster.engine.text import Voices, prompt_text, token_bytes
-from mlx_roster.errors import AdapterIncompatible, InternalError, RosterError
+from mlx_roster.errors import AdapterIncompatible, InternalError
 from mlx_roster.logs import fields, written
 from mlx_roster.tensors import AdapterReader, Loaded
 
@@ -39,22 +40,6 @@ logger = logging.getLogger(__name__)
 
 #: Seconds without work after which the engine frees what it only keeps for reuse.
 LINGER = 0.25
-
-
-class Output(Protocol):
-    """Where the engine's events go. All of it is called on the engine's thread, and must not block for long."""
-
-    def step(self, deltas: list[Delta]) -> None:
-        """All that one step produced; never empty."""
-
-    def rejected(self, sequence: int, error: RosterError) -> None:
-        """A sequence that cannot start, or cannot go on: the last that is said of it."""
-
-    def report(self, measured: Measured) -> None:
-        """The engine holds this much: said when it has nothing to do, and when that has changed a good deal."""
-
-    def counted(self, counters: Counters) -> None:
-        """It has come so far: said before what a sequence ends with, when it has nothing to do, and now and then."""
 
 
 class Engine:
@@ -84,6 +69,7 @@ class Engine:
         self._bank = Bank(loaded.model, routing, source.max_adapters)
         slots = self._scheduler.slots if self._bank.targets else None
         self._tally = Tally(self._scheduler, slots, self._memory, self._prefixes, lambda: self._batch.nbytes)
+        self._publisher = Publisher(output, self._scheduler, self._tally)
         self._prompts = Prompts(
             loaded.tokenizer,
             loaded.vocabulary,
@@ -109,10 +95,7 @@ class Engine:
             generation=dict(loaded.generation),
             drafts=tuple(loaded.drafts),
         )
-        self._stopped = False
-        self._failed = False
-        self._rested = False
-        self._closed = False
+        self._stopped = self._failed = self._rested = self._closed = False
         self._turning: float | None = None
         self._memory.hold()
         self._preparer.start()
@@ -209,7 +192,7 @@ class Engine:
         for command in commands:
             self._apply(command)
         plan = self._scheduler.schedule()
-        self._publish(self._scheduler.fold(self._step(plan)))
+        self._publisher.publish(self._scheduler.fold(self._step(plan)))
 
     def _drain(self) -> list[Command]:
         if not self._scheduler.idle:
@@ -238,7 +221,7 @@ class Engine:
             case Rejection():
                 # It may have been waiting already, and its adapter have become unreadable.
                 self._scheduler.apply(Cancel(command.sequence))
-                self._reject(command)
+                self._publisher.reject(command)
             case Share(size):
                 if self._memory.take(size):
                     self._output.report(self.measured())
@@ -341,42 +324,11 @@ class Engine:
                 self._adapters.refuse(adapter.identity, error.message)
                 told = AdapterIncompatible(f"adapter {adapter.source.name!r}: {error.message}", param="adapters")
                 for refused in self._scheduler.unplaced(plan, adapter.identity):
-                    self._reject(Rejection(refused.id, told, refused.request))
+                    self._publisher.reject(Rejection(refused.id, told, refused.request))
         for sequence in (*plan.place, *plan.admit):
             if sequence.adapter is not None:
                 # In the bank now: nobody needs the tensors they came from.
                 sequence.adapter = replace(sequence.adapter, weights=None)
-
-    def _publish(self, said: list[Delta | Rejection]) -> None:
-        deltas = [one for one in said if isinstance(one, Delta)]
-        if self._tally.due:
-            self._output.counted(self._tally.weighed())
-        elif any(delta.finish is not None for delta in deltas):
-            # Whoever hears of the end may look at the sums.
-            self._output.counted(self._tally.counters())
-        if deltas:
-            self._say(deltas, refused=set())
-        if len(deltas) < len(said):
-            for one in said:
-                if isinstance(one, Rejection):
-                    self._reject(one)
-
-    def _say(self, deltas: list[Delta], refused: set[int]) -> None:
-        try:
-            self._output.step(deltas)
-        except ValueError:
-            # What one of them has cannot be put into a frame: that is no fault of the others.
-            if len(deltas) > 1:
-                for delta in deltas:
-                    if delta.sequence not in refused:
-                        self._say([delta], refused)
-                return
-            refused.add(deltas[0].sequence)
-            number, request = deltas[0].sequence, self._scheduler.request(deltas[0].sequence)
-            about = fields(request_id=request)
-            logger.exception("what request %s is answered cannot be passed on", written(request), extra=about)
-            self._scheduler.apply(Cancel(number))
-            self._reject(Rejection(number, InternalError("the answer cannot be passed on"), request))
 
     def _recover(self, error: Exception) -> None:
         """Give up all that ran, and begin again with an empty batch: a second failure in a row ends the engine."""
@@ -393,11 +345,4 @@ class Engine:
         self._memory.hold()
         for sequence in abandoned:
             failure = InternalError("the generation failed; other requests go on")
-            self._reject(Rejection(sequence.id, failure, sequence.request))
-
-    def _reject(self, rejection: Rejection) -> None:
-        request, error = rejection.request, rejection.error
-        # Not what it says: that may quote the request.
-        about = fields(event="rejected", request_id=request, code=error.code)
-        logger.debug("request %s is refused: %s", written(request), error.code, extra=about)
-        self._output.rejected(rejection.sequence, error)
+            self._publisher.reject(Rejection(sequence.id, failure, sequence.request))

@@ -12,7 +12,6 @@ places and under its own locks, and the client does the rest. No mlx, and little
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import os
 import re
@@ -21,11 +20,10 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
-from email.utils import mktime_tz, parsedate_tz
 from fnmatch import fnmatch
 from pathlib import Path
 from threading import Lock, Thread
-from typing import Any, TextIO, TypedDict, TypeVar, cast
+from typing import Any, TextIO, TypedDict
 
 #: Where our lines go. What others print must not come between them, and some do so while they are imported.
 ANSWERS = 1
@@ -41,13 +39,6 @@ from huggingface_hub import (  # noqa: E402
     hf_hub_url,
     snapshot_download,
 )
-from huggingface_hub.errors import (  # noqa: E402
-    GatedRepoError,
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 from huggingface_hub.file_download import repo_folder_name  # noqa: E402
 from huggingface_hub.hf_api import RepoSibling  # noqa: E402
 from huggingface_hub.utils._fixes import WeakFileLock  # noqa: E402
@@ -55,23 +46,12 @@ from huggingface_hub.utils._headers import build_hf_headers  # noqa: E402
 from huggingface_hub.utils._http import hf_raise_for_status  # noqa: E402
 from huggingface_hub.utils.tqdm import tqdm  # noqa: E402
 
-from mlx_roster.lifeline import hold_on_to  # noqa: E402
+from mlx_roster.lifeline import go_first, hold_on_to  # noqa: E402
+from mlx_roster.loaders.asking import TransportError, patiently, pause, reason  # noqa: E402
 from mlx_roster.loaders.space import lacking, room_for  # noqa: E402
-
-T = TypeVar("T")
 
 #: Files that are fetched side by side.
 SIDE_BY_SIDE = 8
-
-#: How often the Hub is asked again for what brings nothing more, and the pause before the first time, which doubles.
-RETRIES = 3
-PAUSE = 0.5
-
-#: The longest pause, in seconds, where the Hub says itself how long it wants to be left alone.
-LONGEST_PAUSE = 60.0
-
-#: Answers below 500 that a later try may well not get: too slow, and too often.
-PASSING = (408, 429)
 
 #: How long a connection may bring nothing, in seconds.
 SILENCE = 30.0
@@ -81,9 +61,6 @@ GLANCE = 0.5
 
 #: Progress is said this often, in seconds.
 TICK = 0.1
-
-# The base is the error of the HTTP library, whichever one this version of the Hub's client is built on.
-TransportError = cast("type[Exception]", HfHubHTTPError.__bases__[0])
 
 
 class Request(TypedDict):
@@ -218,7 +195,7 @@ def _receive(url: str, partial: Path, size: int, progress: Progress) -> None:
             _append(url, partial, before, progress)
         except TransportError as error:
             fruitless = 0 if _length(partial) > before else fruitless + 1
-            _pause(error, fruitless)
+            pause(error, fruitless)
     if (there := _length(partial)) > size:
         partial.unlink()
         progress.add(-there)
@@ -239,42 +216,6 @@ def _append(url: str, partial: Path, begin: int, progress: Progress) -> None:
             for chunk in response.iter_bytes():
                 file.write(chunk)
                 progress.add(len(chunk))
-
-
-def patiently(ask: Callable[[], T]) -> T:
-    """What the Hub says to a question, asked again where it does not want to, or cannot, answer now."""
-    for fruitless in itertools.count(1):
-        try:
-            return ask()
-        except (TransportError, LocalEntryNotFoundError) as error:
-            _pause(error, fruitless)
-    raise AssertionError
-
-
-def _pause(error: Exception, fruitless: int) -> None:
-    """Wait before what ended with `error` is tried again, for as long as the Hub asks for or longer each time.
-
-    Raises `error` where no other try would help, or enough of them brought nothing.
-    """
-    # The Hub's client says of what it was refused that it is not in the cache.
-    cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) else error
-    asked: float | None = None
-    if isinstance(cause, HfHubHTTPError):
-        if cause.response.status_code < 500 and cause.response.status_code not in PASSING:
-            raise error
-        asked = _asked(cause.response.headers.get("Retry-After", ""))
-    if fruitless > RETRIES:
-        raise error
-    pause = PAUSE * 2 ** max(fruitless - 1, 0)
-    time.sleep(pause if asked is None else min(max(asked, 0.0), LONGEST_PAUSE))
-
-
-def _asked(retry_after: str) -> float | None:
-    """The header's seconds from now: it has either those or a date."""
-    if retry_after.isdecimal():
-        return float(retry_after)
-    date = parsedate_tz(retry_after)
-    return None if date is None else mktime_tz(date) - time.time()
 
 
 def _length(file: Path) -> int:
@@ -310,22 +251,6 @@ def _bar(progress: Progress) -> type[tqdm]:
     return Bar
 
 
-def reason(error: Exception, repo: str, revision: str | None) -> str:
-    """Our own words: the client's name paths of this machine."""
-    match error:
-        case GatedRepoError():
-            return f"{repo} is gated; accept its terms on the Hub and set HF_TOKEN"
-        case RepositoryNotFoundError():
-            return f"the Hub has no {repo}, or it is private and HF_TOKEN does not open it"
-        case RevisionNotFoundError():
-            return f"{repo} has no revision {revision}"
-        case HfHubHTTPError():
-            return f"the Hub answered {error.response.status_code} for {repo}"
-        case OSError(strerror=str() as words) if not isinstance(error, LocalEntryNotFoundError):
-            return words
-    return f"{repo} is not in the local cache, and the Hub cannot be reached or broke off"
-
-
 def main() -> None:
     answers: TextIO = os.fdopen(ANSWERS, "w", buffering=1)
     saying = Lock()
@@ -335,6 +260,7 @@ def main() -> None:
             answers.write(json.dumps(answer) + "\n")
 
     hold_on_to(int(sys.argv[1]))
+    go_first()
     request: Request = json.loads(sys.stdin.buffer.readline())
     Thread(target=_watch, daemon=True).start()
     try:

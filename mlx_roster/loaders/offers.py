@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from huggingface_hub import HfApi, constants, hf_hub_download
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.hf_api import RepoSibling
 from huggingface_hub.utils.tqdm import tqdm
 
 from mlx_roster.config import ModelEntry, format_bytes
 from mlx_roster.errors import LoadFailed
+from mlx_roster.loaders.asking import TransportError, patiently, reason
 from mlx_roster.loaders.discover import ADAPTER_FILES, TOKENIZERS, why_not
-from mlx_roster.loaders.fetching import TransportError, patiently, reason
 from mlx_roster.loaders.sizes import Estimate, Weights, reserve_of
 from mlx_roster.loaders.source import globs, offline_by_environment
 from mlx_roster.loaders.space import DiskFull, room_for
@@ -136,8 +136,12 @@ def _asked(ask: Callable[[], T], repo: str, revision: str | None) -> T:
         raise LoadFailed(
             f"the Hub has no {repo}, or it is private: check the spelling, or log in with `hf auth login`"
         ) from error
-    except (TransportError, OSError, ValueError) as error:
+    except HfHubHTTPError as error:
         raise LoadFailed(reason(error, repo, revision)) from error
+    except (TransportError, OSError, ValueError) as error:
+        raise LoadFailed(
+            f"the Hub cannot be reached to ask for {repo}: mlx-roster doctor says more of the network"
+        ) from error
 
 
 def _config(repo: str, commit: str | None, siblings: Sequence[RepoSibling], name: str) -> object:

@@ -13,9 +13,10 @@ from mlx_roster.core import Counters
 from mlx_roster.metrics.account import Account
 from mlx_roster.metrics.gauges import RESIDENT, State
 from mlx_roster.metrics.names import Names
-from mlx_roster.metrics.processes import OwnProcess
+from mlx_roster.metrics.processes import OwnProcess, Tasks
 from mlx_roster.metrics.requests import Requests
 from mlx_roster.metrics.residence import Residence
+from mlx_roster.metrics.series import gauge
 from mlx_roster.registry.overview import Change, Overview
 
 #: What OpenMetrics ends with, once for all that is said.
@@ -42,6 +43,8 @@ class Metrics:
         self._collectors.register(State(overview, counters, stalled, self._names))
         self._requests = Requests(self._collectors, self._names)
         self._residence = Residence(self._collectors, self._names)
+        self._connections = gauge(self._collectors, "http_connections", "Connections of clients that are open.")
+        self._collectors.register(Tasks())
         self._collectors.register(OwnProcess())
         GCCollector(self._collectors)
         PlatformCollector(self._collectors)
@@ -62,6 +65,14 @@ class Metrics:
     def ended(self, account: Account) -> None:
         """Count one request, at its end."""
         self._requests.ended(account)
+
+    def connected(self) -> None:
+        """Count one connection of a client."""
+        self._connections.inc()
+
+    def disconnected(self) -> None:
+        """There is one less."""
+        self._connections.dec()
 
     def gaps(self, model: str, adapter: str | None) -> Callable[[float], None]:
         """What is to be told of each time between two tokens of a request, in seconds. Asked for once a request."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
 PREFIX = "mlx_roster_"
 
@@ -31,6 +31,10 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 
 def counter(registry: CollectorRegistry, name: str, text: str, *labels: str) -> Counter:
     return Counter(PREFIX + name, text, labels, registry=registry)
+
+
+def gauge(registry: CollectorRegistry, name: str, text: str) -> Gauge:
+    return Gauge(PREFIX + name, text, registry=registry)
 
 
 def histogram(registry: CollectorRegistry, name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:

@@ -170,7 +170,7 @@ class Board:
             self.actions.append(events.Unload(resident.serial, why))
 
     def cut(self, resident: Resident, error: RosterError, *, hangs: bool = False) -> None:
-        """It is draining, and is waited for no longer."""
+        """It is on its way out, and is waited for no longer."""
         if not resident.cut:
             resident.cut = True
             self.ledger.touch(resident)

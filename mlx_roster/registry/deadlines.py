@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from mlx_roster.config import format_duration
 from mlx_roster.errors import Draining, LoadFailed, QueueTimeout, WorkerCrashed
 from mlx_roster.registry.board import Board
-from mlx_roster.registry.forecast import in_the_way, retry_after
+from mlx_roster.registry.forecast import described, in_the_way, retry_after
 from mlx_roster.registry.queue import Line
 from mlx_roster.registry.resident import Resident, State
 
@@ -60,8 +60,14 @@ def _expire_line(board: Board, line: Line) -> None:
         for waiter in line.expired(board.at, board.policy.queue_timeout):
             waited = format_duration(round(board.at - waiter.since))
             blockers = in_the_way(board, line.model)
-            message = f"{line.model} could not be loaded within {waited}; in the way: {blockers}"
-            error = QueueTimeout(message, param="model", retry_after=retry_after(board, line.model))
+            said = f"{line.model} could not be loaded within {waited}"
+            error = QueueTimeout(
+                f"{said}; in the way: {described(blockers)}",
+                param="model",
+                retry_after=retry_after(board, line.model),
+                others=tuple(one.model for one in blockers if one.model != line.model),
+                discreetly=said,
+            )
             board.refuse(waiter, error)
 
 
@@ -88,7 +94,7 @@ def _replace(board: Board, resident: Resident) -> None:
         # What it lived, not what it hung: else it would never have died of being loaded.
         resident.record.crashed(board.at, (resident.awaited or board.at) - resident.loaded)
     if resident.state is State.READY:
-        board.move(resident, State.DRAINING, "its worker hangs")
+        board.move(resident, State.DRAINING if resident.leases else State.UNLOADING, "its worker hangs")
     board.cut(resident, error, hangs=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from mlx_roster.registry.board import Board
 from mlx_roster.registry.record import Record
@@ -67,13 +68,18 @@ def why_it_waits(board: Board, model: str) -> str:
         return "it is loading"
     if board.ledger.departing(model):
         return "it is being unloaded"
-    return f"in the way: {in_the_way(board, model)}"
+    return f"in the way: {described(in_the_way(board, model))}"
 
 
-def in_the_way(board: Board, model: str) -> str:
+def in_the_way(board: Board, model: str) -> list[Resident]:
     """The Residents that others use or are promised, and so keep `model` out."""
     current = board.ledger.current(model)
-    return ", ".join(_described(one) for one in board.ledger if one is not current) or "nothing any more"
+    return [one for one in board.ledger if one is not current]
+
+
+def described(residents: Iterable[Resident]) -> str:
+    """What is in the way, for people."""
+    return ", ".join(map(_described, residents)) or "nothing any more"
 
 
 def _described(resident: Resident) -> str:

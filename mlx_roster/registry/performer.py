@@ -1,15 +1,13 @@
-"""Does what the state machine says: searches, loads, unloads and timers, whose outcomes go back to it as events."""
+"""Does what the state machine says: searches, loads and unloads, whose outcomes go back to it as events."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from mlx_roster.config import ModelEntry
-from mlx_roster.core import Counters, Limits, Located, ModelSource
+from mlx_roster.core import Counters, Located, ModelSource
 from mlx_roster.errors import Busy, Draining, LoadFailed, LoadOutOfMemory, RosterError
 from mlx_roster.registry import events
 from mlx_roster.registry.catalog import Catalog
@@ -18,26 +16,16 @@ from mlx_roster.registry.journal import Journal
 from mlx_roster.registry.policy import Policy
 from mlx_roster.registry.ports import Sources, Workers
 from mlx_roster.registry.resident import State
+from mlx_roster.registry.rounds import Rounds
 from mlx_roster.registry.searches import Searches
 from mlx_roster.registry.state import Residency
+from mlx_roster.registry.telling import limiting, limits_of, source_of
 from mlx_roster.registry.tenancy import CatalogTerms
 
 logger = logging.getLogger(__name__)
 
-#: A timer that has come a little early is not set again for less than this, in seconds.
-SHORTEST = 0.001
-
-
-#: How often downloads are looked at, in seconds: a part of the least that a load_timeout may be.
-SAMPLE = 1.0
-
-
-#: Workers are looked at so many times in the time that they may get nowhere.
-LOOKS = 4
-
-#: A timer that comes so many seconds late says that this process itself stood still.
-LATE = 1.0
-
+#: Who got a lease within this time, in seconds, did not wait for it.
+AT_ONCE = 0.001
 
 #: What is said of a Resident just before it is gone from the sums.
 ENDS = frozenset({"gone", "died", "failed"})
@@ -62,20 +50,15 @@ class Performer:
         self._catalog = catalog
         self._now = clock
         self._searches = Searches(sources, journal, self.feed, clock)
-        # By serial, and by ticket.
-        self._holdings: dict[int, Holding] = {}
+        self._holdings: dict[int, Holding] = {}  # by serial
+        self._rounds = Rounds(state, self._searches, self._holdings, self.feed, clock)
+        # By ticket.
         self._waiting: dict[int, asyncio.Future[Holding | None]] = {}
         self._asked: dict[int, events.Acquire] = {}
         #: What the workers have done that are gone, by model.
         self._done: dict[str, Counters] = {}
         self._jobs: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
-        self._timer: asyncio.TimerHandle | None = None
-        self._due = math.inf
-        self._sampled = 0.0
-        #: When the timer is to ring, and when it last did so much too late.
-        self._rings = math.inf
-        self._awoke = -math.inf
         self._closed = False
 
     def expect(self, ticket: int) -> asyncio.Future[Holding | None]:
@@ -98,7 +81,11 @@ class Performer:
             if not self._closed:
                 self._perform(action)
         if not self._closed:
-            self._set_timer()
+            self._rounds.plan()
+
+    def tick(self) -> None:
+        """Something may be due."""
+        self._rounds.go()
 
     def follow(self, catalog: Catalog, policy: Policy, terms: CatalogTerms) -> None:
         """The roster has changed."""
@@ -128,8 +115,7 @@ class Performer:
         while self._jobs:  # a load that ends may be followed by an unload
             await asyncio.gather(*self._jobs, return_exceptions=True)
         self._closed = True
-        if self._timer is not None:
-            self._timer.cancel()
+        self._rounds.end()
         workers = [holding.worker for holding in self._holdings.values() if holding.worker is not None]
         for failed in await asyncio.gather(*(worker.stop() for worker in workers), return_exceptions=True):
             if failed is not None:
@@ -141,18 +127,8 @@ class Performer:
         return {holding.model: holding.progress for holding in self._holdings.values() if holding.loaded is None}
 
     def stalled(self) -> list[str]:
-        """The models whose worker has got nowhere for half of the time that it may; and those whose worker is being
-        replaced for that."""
-        since = self._now() - self._state.board.policy.stall_timeout / 2
-        return [
-            holding.model
-            for holding in self._holdings.values()
-            if holding.hung or ((awaited := self._awaited(holding)) is not None and awaited <= since)
-        ]
-
-    def _awaited(self, holding: Holding) -> float | None:
-        awaited = None if holding.worker is None else holding.worker.awaited
-        return None if awaited is None else max(awaited, self._awoke)
+        """See `Rounds.stalled`."""
+        return self._rounds.stalled()
 
     def progress(self) -> dict[str, tuple[int, int]]:
         """These, and the downloads."""
@@ -223,7 +199,7 @@ class Performer:
         resident = self._state.board.ledger.get(action.serial)
         if resident is not None:
             # Of a busy server's lines these would be most; who did not wait has a line in the access log.
-            level = logging.INFO if waited > SHORTEST else logging.DEBUG
+            level = logging.INFO if waited > AT_ONCE else logging.DEBUG
             fields = {"waited": round(waited, 3), "leases": len(resident.leases), "exempt": asked.exempt or None}
             self._journal.say("grant", resident.model, level, ticket=ticket, **fields)
 
@@ -256,19 +232,7 @@ class Performer:
         holding = self._holdings[action.serial] = Holding(
             action.model, action.serial, entry, located, self.feed, self._now
         )
-        source = ModelSource(
-            name=action.model,
-            path=located.path,
-            memory=self._state.board.policy.budget,
-            limits=_limits(entry, located),
-            max_adapters=entry.max_adapters,
-            trust_remote_code=entry.trust_remote_code,
-            chat_template=None if entry.chat_template is None else entry.chat_template.text,
-            template_args=dict(entry.chat_template_args),
-            kv_bits=entry.kv.bits,
-            kv_group_size=entry.kv.group_size,
-            drafts=located.drafts,
-        )
+        source = source_of(action.model, entry, located, self._state.board.policy.budget)
         self._say("load", action.serial, reserved=action.size)
         holding.load = self._job(self._load(holding, source))
         holding.load.add_done_callback(lambda load: self._load_ended(holding, load))
@@ -301,14 +265,14 @@ class Performer:
         """Tell a worker what its model's entry says now."""
         entry, resident = self._catalog.entry(holding.model), self._state.board.ledger.current(holding.model)
         stays = resident is not None and resident.serial == holding.serial and resident.state is State.READY
-        if entry is None or not stays or _limiting(entry) == _limiting(holding.entry):
+        if entry is None or not stays or limiting(entry) == limiting(holding.entry):
             return
         holding.entry = entry
 
         def tell(located: Located | None) -> None:
             if holding.worker is not None and holding.entry is entry:
                 holding.located = located or holding.located
-                holding.worker.limit(_limits(entry, holding.located))
+                holding.worker.limit(limits_of(entry, holding.located))
 
         self._keep(self._searches.again(holding.model, entry, tell))
 
@@ -355,54 +319,3 @@ class Performer:
         self._jobs.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("the registry failed at something it does beside requests", exc_info=error)
-
-    # Time
-
-    def _set_timer(self) -> None:
-        due = self._state.wake
-        if self._searches.going:
-            # How far downloads are is known only when they are looked at.
-            due = min(due, self._sampled + SAMPLE)
-        if self._holdings:
-            # Nor does anything say that a worker hangs.
-            due = min(due, self._sampled + self._state.board.policy.stall_timeout / LOOKS)
-        if due == self._due:
-            return
-        self._due = due
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer, self._rings = None, math.inf
-        if not math.isinf(due):
-            delay = max(due - self._now(), SHORTEST)
-            self._rings = self._now() + delay
-            self._timer = asyncio.get_running_loop().call_later(delay, self.tick)
-
-    def tick(self) -> None:
-        """Something may be due. What has got any further says so first."""
-        self._due = math.inf
-        at = self._sampled = self._now()
-        if at > self._rings + LATE:
-            # What the workers have said in the meantime has not been heard yet.
-            self._awoke = at
-        for holding in self._holdings.values():
-            progressed = events.Progressed(at, holding.serial, holding.progressed, self._awaited(holding))
-            self._state.handle(progressed)
-        for job in self._searches.progressed():
-            self._state.handle(events.LocateProgressed(at, job, at))
-        self.feed(events.Tick(at))
-
-
-def _limiting(entry: ModelEntry) -> tuple[object, ...]:
-    """What of an entry a running worker is told of."""
-    return entry.adapters, entry.max_concurrency, entry.max_context, entry.prompt_cache
-
-
-def _limits(entry: ModelEntry, located: Located) -> Limits:
-    return Limits(
-        max_concurrency=entry.max_concurrency,
-        max_context=entry.max_context,
-        prompt_cache_entries=entry.prompt_cache.entries,
-        prompt_cache_bytes=entry.prompt_cache.budget,
-        bank=located.bank,
-        kv=located.kv,
-    )

@@ -11,7 +11,7 @@ import itertools
 import logging
 import time
 import warnings
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -159,12 +159,12 @@ class Registry:
 
     def listing(self, *, sees: Sight = None) -> list[Listing]:
         """Every model and adapter of the catalog, loaded or not, that a client may know of. Resets no timer."""
-        lister = self._lister()
-        return [lister.listed(ref) for ref in self.catalog if sees is None or sees(ref)]
+        return list(self.listings(sees=sees))
 
-    def find(self, name: str) -> Listing:
-        """One of them, by id or alias. Raises ModelNotFound or AdapterNotFound."""
-        return self.listed(self.catalog.resolve(name))
+    def listings(self, *, sees: Sight = None) -> Iterator[Listing]:
+        """The same one by one, each as it is at that moment: of tens of thousands, not all need be made in one go."""
+        lister, catalog = self._lister(), self.catalog
+        return (lister.listed(ref) for ref in catalog if sees is None or sees(ref))
 
     def listed(self, ref: Ref) -> Listing:
         """What `ref` names, be it listed or not."""

@@ -16,6 +16,9 @@ from mlx_roster.registry.revision import Revision
 
 logger = logging.getLogger(__name__)
 
+#: Models and adapters of a roster that the garbage collector takes too long to go through.
+LARGE = 2000
+
 #: What a running server cannot change: section and key.
 _FIXED = (("server", "host"), ("server", "port"), ("memory", "spare_worker"))
 
@@ -91,7 +94,10 @@ class Reloader:
         finally:
             gc.enable()
         self._registry.apply(revision, budget)
-        gc.freeze()  # it is there to stay
+        if sum(1 + len(entry.adapters) for entry in revision.roster.models.values()) > LARGE:
+            # It is there to stay. So is what is going on right now, and leaves something behind that only a collection
+            # would find: in a small roster's case that costs more than it saves.
+            gc.freeze()
         for note in notes:
             logger.warning("%s", note)
         return Reload(

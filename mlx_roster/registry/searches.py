@@ -70,8 +70,9 @@ class Searches:
         return task
 
     @property
-    def going(self) -> bool:
-        return bool(self._going)
+    def going(self) -> list[int]:
+        """The jobs."""
+        return list(self._going)
 
     def cancel(self, job: int) -> None:
         if job in self._going:

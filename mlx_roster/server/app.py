@@ -24,6 +24,7 @@ from mlx_roster.server.exchange import Exchange
 from mlx_roster.server.monitoring import Health, Ready, Scrape
 from mlx_roster.server.openai.chat import chat_completions
 from mlx_roster.server.openai.completions import text_completions
+from mlx_roster.server.openai.desk import Desk
 from mlx_roster.server.openai.models import Model, Models
 from mlx_roster.server.openai.waiting import PULSE
 from mlx_roster.server.openapi import Document
@@ -45,13 +46,14 @@ class Application:
 
     def __init__(self, registry: Registry, reload: ReloadRoster, pulse: float) -> None:
         self._closing = asyncio.Event()
-        metrics = Metrics(registry.overview, registry.counters, registry.lists, registry.stalled)
+        self.metrics = metrics = Metrics(registry.overview, registry.counters, registry.lists, registry.stalled)
         registry.listen(metrics.heard)
-        chat = chat_completions(registry, metrics.gaps, pulse)
+        desk = Desk()
+        chat = chat_completions(registry, metrics.gaps, desk, pulse)
         routes = [
             Route("/v1/chat/completions", chat, methods=["POST"]),
             Route("/chat/completions", chat, methods=["POST"]),
-            Route("/v1/completions", text_completions(registry, metrics.gaps, pulse), methods=["POST"]),
+            Route("/v1/completions", text_completions(registry, metrics.gaps, desk, pulse), methods=["POST"]),
             Route("/v1/models", Models(registry), methods=["GET"]),
             Route("/v1/models/{id:path}", Model(registry), methods=["GET"]),
             Route("/health", Health(registry), methods=["GET"]),

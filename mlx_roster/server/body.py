@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -24,24 +24,34 @@ _FLAGS_LIMIT = 64 * 1024
 #: would keep its place for hours. 16 KiB in 30 s are 550 bytes a second.
 PACE = 16 * 1024
 
+#: A body has at most so many strings (the names of fields too), arrays and objects, and so many values of any kind.
+#: Thousands of messages with all their tool calls are some ten thousand parts; a prompt as numbers is one value each.
+MAX_PARTS = 2**17
+MAX_VALUES = 2**20
+
+# What is between two strings, and the string after it.
+_OUTSIDE_STRINGS = re.compile(rb'([^"]*+)(?:"[^"\\]*+(?:\\.[^"\\]*+)*+"?)?', re.DOTALL)
+
 _AT_BYTE = re.compile(r" \(byte (\d+)\)$")
 
 # msgspec takes a body that ends with this for one that lacks the other half.
 _HALF_A_PAIR = re.compile(rb"(?<!\\)(?:\\\\)*(\\u[dD][89abAB][0-9a-fA-F]{2})(?=[^\\]{1,5}$)", re.DOTALL)
 
 
-async def read_json(scope: Scope, receive: Receive, settings: ServerSettings) -> dict[str, Any]:
-    """The JSON object that the client sent.
+async def read_body(
+    scope: Scope, receive: Receive, settings: ServerSettings, came: Callable[[int], None] = lambda size: None
+) -> bytes:
+    """The body that the client sent as JSON, for `object_of`. `came` is told the size of each piece.
 
-    Raises UnsupportedMediaType, RequestTooLarge (without reading the rest), RequestTimeout, InvalidJSON, InvalidRequest
-    or ClientGone.
+    Raises what `came` raises, UnsupportedMediaType, RequestTooLarge (without reading the rest), RequestTimeout or
+    ClientGone.
     """
     headers = Headers(scope=scope)
     _check_media_type(headers)
     length, limit = headers.get("content-length", ""), settings.request_limit
     if length.isdecimal() and int(length) > limit:
         raise _too_large(limit)
-    return _object(decode(await _read(receive, limit, settings.body_timeout)))
+    return await _read(receive, limit, settings.body_timeout, came)
 
 
 async def read_flags(
@@ -49,7 +59,8 @@ async def read_flags(
 ) -> dict[str, bool]:
     """The flags of a request that needs none: from its query, or from a JSON object as its body, which wins.
 
-    Raises InvalidRequest for any but the `known` ones and for what is neither true nor false; else as `read_json`.
+    Raises InvalidRequest for any but the `known` ones and for what is neither true nor false; else as `read_body` and
+    `object_of`.
     """
     flags: dict[str, Any] = {}
     query = scope["query_string"].decode("latin-1")
@@ -58,7 +69,7 @@ async def read_flags(
     raw = await _read(receive, _FLAGS_LIMIT, settings.body_timeout)
     if raw:
         _check_media_type(Headers(scope=scope))
-        flags |= _object(decode(raw))
+        flags |= object_of(raw)
     for name, value in flags.items():
         if name not in known:
             there = f"those there are: {', '.join(known)}" if known else "it takes none"
@@ -68,14 +79,17 @@ async def read_flags(
     return flags
 
 
-def _object(body: Any) -> dict[str, Any]:
+def object_of(raw: bytes) -> dict[str, Any]:
+    """The JSON object that a body is. Raises InvalidJSON, RequestTooLarge or InvalidRequest."""
+    body = decode(raw)
     if not isinstance(body, dict):
         raise InvalidRequest("the request body must be a JSON object")
     return body
 
 
 def decode(raw: bytes) -> Any:
-    """Any JSON value. Raises InvalidJSON, with the place where it is wrong."""
+    """Any JSON value. Raises InvalidJSON, with the place where it is wrong, and RequestTooLarge for too many parts."""
+    _check_parts(raw)
     try:
         return msgspec.json.decode(raw)
     except UnicodeDecodeError as error:
@@ -84,6 +98,22 @@ def decode(raw: bytes) -> Any:
         raise InvalidJSON(f"the request body is not valid JSON: {_placed(str(error), raw)}") from error
     except RecursionError as error:
         raise InvalidJSON("the request body is nested too deeply") from error
+
+
+def _check_parts(raw: bytes) -> None:
+    # In eight megabytes there may be millions of empty arrays: what is cheap to send takes minutes to look at, and
+    # gigabytes to hold.
+    if len(raw) <= MAX_PARTS:
+        return
+    parts = values = 0
+    for outside in _OUTSIDE_STRINGS.finditer(raw):
+        opened = outside[1].count(b"[") + outside[1].count(b"{")
+        parts += opened + 1
+        values += opened + outside[1].count(b",")
+        if parts > MAX_PARTS:
+            raise RequestTooLarge(f"the request body has more than {MAX_PARTS} strings, arrays and objects")
+        if values > MAX_VALUES:
+            raise RequestTooLarge(f"the request body has more than {MAX_VALUES} values")
 
 
 def _check_media_type(headers: Headers) -> None:
@@ -99,7 +129,9 @@ def _check_media_type(headers: Headers) -> None:
         raise UnsupportedMediaType(f"the content encoding {encoding[:100]!r} is not supported: send the body as it is")
 
 
-async def _read(receive: Receive, limit: int, patience: float) -> bytes:
+async def _read(
+    receive: Receive, limit: int, patience: float, came: Callable[[int], None] = lambda size: None
+) -> bytes:
     """The whole body. In each `patience` seconds PACE bytes of it have to come, or its end."""
     loop = asyncio.get_running_loop()
     chunks: list[bytes] = []
@@ -119,6 +151,7 @@ async def _read(receive: Receive, limit: int, patience: float) -> bytes:
         size += len(chunk)
         if size > limit:
             raise _too_large(limit)
+        came(len(chunk))
         chunks.append(chunk)
         if size - kept >= PACE:
             kept, deadline = size, loop.time() + patience

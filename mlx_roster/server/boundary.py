@@ -17,7 +17,7 @@ from mlx_roster.metrics import Account
 from mlx_roster.server import errors, logbook, sse
 from mlx_roster.server.callers import told
 from mlx_roster.server.disconnect import ClientGone
-from mlx_roster.server.exchange import KEY, Exchange
+from mlx_roster.server.exchange import KEY, Exchange, Refusal
 from mlx_roster.server.openai.fields import shown
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class Boundary:
         try:
             await self._serve(exchange, scope, receive, sender)
         finally:
-            _close(exchange)
+            _close(exchange, Refusal.of(scope))
             self._ended(exchange.account)
             if logger.isEnabledFor(level := logbook.level(exchange.account, scope)):
                 about = logbook.facts(exchange, scope)
@@ -114,17 +114,23 @@ def _internal(exchange: Exchange) -> InternalError:
 
 def _request_id(scope: Scope) -> str:
     """The client's own, where it is printable ASCII of at most 512 characters; else a new one."""
+    if (refusal := Refusal.of(scope)) is not None:
+        return refusal.request_id
     for name, value in scope["headers"]:
         if name == b"x-request-id" and _SANE_ID.fullmatch(value):
             return str(value, "ascii")
     return f"req-{uuid.uuid4().hex}"
 
 
-def _close(exchange: Exchange) -> None:
+def _close(exchange: Exchange, refusal: Refusal | None) -> None:
     """Say in the account how it ended."""
     account = exchange.account
     account.ended = time.monotonic()
     account.caller = exchange.caller.name
+    if refusal is not None:
+        # To the application it looks as if the client had left. It has an answer.
+        account.status, account.code = refusal.status, refusal.code
+        return
     # Of a response that has begun, the status alone would hide that the client saw only part of it.
     account.status = CLIENT_GONE if exchange.client_gone or exchange.status is None else exchange.status
     account.code = exchange.code

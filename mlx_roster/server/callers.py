@@ -6,11 +6,12 @@ import hashlib
 import hmac
 import re
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 
 from mlx_roster.config import KeyEntry
 from mlx_roster.core import Ref
-from mlx_roster.errors import ModelNotAllowed, ModelTooLarge, RosterError
+from mlx_roster.errors import CapacityError, ModelNotAllowed, RosterError
 from mlx_roster.registry import Registry
 from mlx_roster.registry.catalog import Sight
 
@@ -94,8 +95,10 @@ def resolved(registry: Registry, caller: Caller, model: str | None, adapters: st
 
 def told(caller: Caller, error: RosterError) -> RosterError:
     """`error` as the caller may hear it: of models that are not theirs, no names."""
-    if isinstance(error, ModelTooLarge) and not all(caller.may_use(Ref(name)) for name in error.others):
-        return ModelTooLarge(error.discreetly, param=error.param)
+    if isinstance(error, CapacityError) and not all(caller.may_use(Ref(name)) for name in error.others):
+        discreet = copy(error)
+        discreet.message = error.discreetly
+        return discreet
     return error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from starlette.types import Scope
 
@@ -14,6 +15,21 @@ from mlx_roster.server.callers import ANYBODY, Caller
 
 #: Where it is in the scope.
 KEY = "mlx_roster.exchange"
+#: And where there is what the connection itself has answered in the application's place: a Refusal.
+REFUSED = "mlx_roster.refused"
+
+
+class Refusal(NamedTuple):
+    """An answer to a request that was not whole, and never will be."""
+
+    request_id: str
+    status: int
+    code: str
+
+    @classmethod
+    def of(cls, scope: Scope) -> Refusal | None:
+        refusal = scope.get(REFUSED)
+        return refusal if isinstance(refusal, cls) else None
 
 
 @dataclass(slots=True)

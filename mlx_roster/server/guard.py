@@ -22,6 +22,8 @@ from mlx_roster.errors import AdminRequired, HostNotAllowed
 
 _HOST = re.compile(r"(?:\[(?P<six>[^\]]*)\]|(?P<name>[^:\[\]]*))(?::[0-9]*)?")
 
+_NAME = re.compile(r"[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63}){0,8}")
+
 #: What proxies add. No command line and no browser sends any of it.
 _PASSED_ON = frozenset({"forwarded", "x-real-ip", "via"})
 
@@ -49,8 +51,14 @@ def check_host(headers: Headers, names: Collection[str]) -> None:
     if not is_loopback(hosts[0]) and (found is None or found["name"] not in names):
         raise HostNotAllowed(
             "this server answers only under a loopback name, such as localhost or 127.0.0.1, "
-            "and those that server.hosts in its roster has"
+            f"and those that server.hosts in its roster has{_remedy(found)}"
         )
+
+
+def _remedy(host: re.Match[str] | None) -> str:
+    """What to write there for a name that could be: clients in containers call this machine host.docker.internal."""
+    name = host["name"] if host is not None else None
+    return f": hosts: [{name}] would add this one" if name and _NAME.fullmatch(name) else ""
 
 
 def foreign_origins(headers: Headers) -> list[str]:

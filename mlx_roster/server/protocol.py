@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 import uuid
 from collections.abc import Callable
 from http import HTTPStatus
@@ -31,9 +32,10 @@ from uvicorn.server import ServerState
 from mlx_roster.config import ServerSettings
 from mlx_roster.errors import HeadersTooLarge, InvalidRequest, RequestTimeout, RosterError, TooManyConnections
 from mlx_roster.logs import fields, written
+from mlx_roster.metrics import Account, Metrics
 from mlx_roster.server import errors
 from mlx_roster.server.body import PACE
-from mlx_roster.server.exchange import Exchange
+from mlx_roster.server.exchange import REFUSED, Exchange, Refusal
 from mlx_roster.server.outgoing import Outgoing, Unusual, hold_back_little
 from mlx_roster.server.overseer import Watch
 
@@ -56,7 +58,8 @@ SLOW_READER = "slow_reader"
 class EdgeConfig(uvicorn.Config):
     """uvicorn's settings, and ours: looked up anew for each connection, as a reload may change them.
 
-    `connections` is how many there may be at a time, None without a limit.
+    `connections` is how many there may be at a time, None without a limit. `metrics` is told of those that there are,
+    and of what the application never hears of.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class EdgeConfig(uvicorn.Config):
         app: Any,
         settings: Callable[[], ServerSettings],
         *,
+        metrics: Metrics,
         connections: int | None = None,
         **options: Any,
     ) -> None:
@@ -80,6 +84,7 @@ class EdgeConfig(uvicorn.Config):
             **options,
         )
         self.settings = settings
+        self.metrics = metrics
         self.max_connections = connections
         self.watch = Watch(settings)
 
@@ -91,6 +96,7 @@ class Edge(HttpToolsProtocol):
         super().__init__(config, server_state, app_state, **loop)
         self._settings = config.settings
         self._watch = config.watch
+        self._metrics = config.metrics
         self._limit = config.max_connections
         self._out: Outgoing
         #: What the client has until `_deadline` for: to say anything, to end its headers, to send what remains of a
@@ -113,6 +119,7 @@ class Edge(HttpToolsProtocol):
         super().connection_made(transport)
         self._out = Outgoing(transport)
         self._watch.add(self)
+        self._metrics.connected()
         hold_back_little(transport)
         if self._limit is None or len(self.connections) <= self._limit:
             self._await("word", self._settings().header_timeout)
@@ -123,6 +130,7 @@ class Edge(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._watch.discard(self)
+        self._metrics.disconnected()
         # uvicorn tells the latest request only, which may be waiting behind this one.
         if self._current is not None and not self._current.response_complete:
             self._current.disconnected = True
@@ -275,10 +283,9 @@ class Edge(HttpToolsProtocol):
             # Another answer has been given or is under way, and this would come to stand in the middle of it.
             self.transport.abort()
             return
-        found, body, request_id = errors.answer(error), errors.body(error), f"req-{uuid.uuid4().hex}"
+        found, body = errors.answer(error), errors.body(error)
         assert found is not None
-        about = fields(event="request", request_id=request_id, status=found.status, code=error.code)
-        logger.info("- - %d %s - id=%s", found.status, error.code, request_id, extra=about)
+        request_id = self._accounted(found.status, error.code)
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(body)),
@@ -292,6 +299,22 @@ class Edge(HttpToolsProtocol):
         self._out.write(b"\r\n".join([*lines, b"", body]))
         self.transport.write_eof()
         self._await("end", LINGER)
+
+    def _accounted(self, status: int, code: str) -> str:
+        """See to it that a refusal is logged and counted, once. Returns its request id."""
+        request_id = f"req-{uuid.uuid4().hex}"
+        if self._current is not None:
+            # The application has it in hand, or will have, and says how it ends.
+            scope = cast("Scope", self._current.scope)
+            exchange = Exchange.find(scope)
+            refusal = Refusal(request_id if exchange is None else exchange.request_id, status, code)
+            scope[REFUSED] = refusal
+            return refusal.request_id
+        now = time.monotonic()
+        self._metrics.ended(Account(now, ended=now, status=status, code=code))
+        about = fields(event="request", request_id=request_id, status=status, code=code)
+        logger.info("- - %d %s - id=%s", status, code, request_id, extra=about)
+        return request_id
 
     def _may_refuse(self) -> bool:
         """Whether nothing has to be answered but what is refused: of that, the application hears no more."""

@@ -17,13 +17,14 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 
-from mlx_roster.lifeline import hold_on_to
+from mlx_roster.lifeline import go_first, hold_on_to
 
 # Service supervisors end all processes of a service at once: streams would be cut that the server lets finish. Before
 # the imports below, which take a second.
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 if __name__ == "__main__":
     hold_on_to(int(sys.argv[2]))
+    go_first()
 
 import mlx.core as mx
 import psutil

@@ -216,12 +216,13 @@ class ProcessWorker(asyncio.Protocol):
             self._garbled = True
             assert self._transport is not None
             self._transport.abort()
-            if self._process.returncode is None:
-                self._process.kill()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost.set()
         self.worked.set()
+        if self._process.returncode is None:
+            # What it holds counts as free from here on, and it may have done no more than to hang up.
+            self._process.kill()
         crash = self._crash()
         self._fail_load(crash)
         self.cut(crash)
@@ -256,7 +257,8 @@ class ProcessWorker(asyncio.Protocol):
                 if self._serving and self._owner is not None:
                     self._owner.on_report(measured)
             case wire.Counted(counters) if _possible(counters):
-                self.counters = counters
+                # Two threads of a worker count: the one that looked first may be the last to say it.
+                self.counters = counters.after(self.counters)
             case wire.Pulse(heard, stuck) if stuck is None or 0 <= stuck < math.inf:
                 self._felt(heard, stuck)
             case _:

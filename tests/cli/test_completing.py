@@ -29,6 +29,12 @@ def bash(line: str) -> dict[str, str]:
     return {"_MLX_ROSTER_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))}
 
 
+def split(line: str) -> dict[str, str]:
+    """What bash itself makes of `line`: with its own COMP_WORDBREAKS, a colon is a word."""
+    words = line.replace(":", " : ").removesuffix(" " if line.endswith(":") else "").split(" ")
+    return {"_MLX_ROSTER_COMPLETE": "complete_bash", "COMP_WORDS": "\n".join(words), "COMP_CWORD": str(len(words) - 1)}
+
+
 def zsh(line: str) -> dict[str, str]:
     return {"_MLX_ROSTER_COMPLETE": "complete_zsh", "_TYPER_COMPLETE_ARGS": line}
 
@@ -136,3 +142,15 @@ def test_a_real_bash_completes(tmp_path: Path) -> None:
         timeout=PATIENCE,
     )
     assert (done.stdout, done.stderr) == ("scribe\n", "")
+
+
+def test_bash_takes_an_adapter_for_a_word_of_its_own(tmp_path: Path) -> None:
+    """It replaces what follows the colon, and no more."""
+    (tmp_path / "roster.yaml").write_text(ROSTER)
+    assert tab(split, "mlx-roster chat atlas:", tmp_path).split() == ["french", "pirate"]
+    assert tab(split, "mlx-roster chat atlas:p", tmp_path).split() == ["pirate"]
+    assert tab(split, "mlx-roster chat --url http://127.0.0.1:1 atlas:p", tmp_path).split() == ["pirate"]
+    assert tab(split, "mlx-roster chat scr", tmp_path).split() == ["scribe"]
+    assert tab(split, "mlx-roster chat ", tmp_path).split()[0] == "atlas"
+    assert tab(split, "mlx-roster chat scribe:p", tmp_path).split() == []
+    assert tab(split, "mlx-roster cha", tmp_path).split() == ["chat"]

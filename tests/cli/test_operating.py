@@ -138,6 +138,15 @@ def test_events_as_json_until_interrupted(server: Running) -> None:
         assert process.wait() == 0
 
 
+def test_events_that_quote_what_looks_like_the_end_of_a_line(server: Running) -> None:
+    with following(server, "--json") as process:
+        lines = map(json.loads, lines_of(process))
+        assert next(lines)["event"] == "state"
+        server.workers.failures["atlas"] = [LoadFailed("torn\u2028apart")]
+        assert run(server, "load", "atlas").exit_code == 1
+        assert next(change for change in lines if change["kind"] == "failed")["fields"]["why"] == "torn\u2028apart"
+
+
 NOWHERE = [
     "http://127.0.0.1:1",
     "http://127.0.0.1:1/v1/",

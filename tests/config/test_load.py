@@ -347,3 +347,9 @@ class TestFiles:
         with pytest.raises(ConfigError) as refused:
             load(tmp_path / name)
         assert refused.value.message == f"{os.fspath(tmp_path / name)}{problem}".replace("\0", "\\x00")
+
+
+def test_what_could_not_be_read_is_not_said_to_be_missing() -> None:
+    text = "auth: {keys: [{name: anna, key: '${ROSTER_NOT_SET}'}]}\nmodels: {atlas: {source: ./atlas}}\n"
+    (told,) = problems(text)
+    assert "auth.keys[0].key: the environment variable ROSTER_NOT_SET is not set" in told

@@ -100,6 +100,7 @@ def test_models_may_come_from_elsewhere() -> None:
         {"scheduling": {"max_wait": -1}},
         {"scheduling": {"max_wait": "never"}},
         {"scheduling": {"load_timeout": 0}},
+        {"scheduling": {"stall_timeout": 4.9}},
         {"scheduling": {"min_residency": "3 times"}},
         {"scheduling": {"ttl": "forever"}},
         {"scheduling": {"max_queued": "5"}},

@@ -41,6 +41,22 @@ def test_what_is_no_address_is_none_with_keys_either(host: str, said: str, more:
     assert problems(f'server: {{host: "{host}"}}\n{more}{MINIMAL}') == [f"roster.yaml:1: server.host: {said}"]
 
 
+@pytest.mark.parametrize(
+    ("written", "origin"),
+    [
+        ("https://App.example.com:443", "https://app.example.com"),
+        ("http://localhost:80", "http://localhost"),
+        ("http://localhost:443", "http://localhost:443"),
+        ("https://app.example.com:8443", "https://app.example.com:8443"),
+        ("https://[::1]:443", "https://[::1]"),
+        ("https://[::443]", "https://[::443]"),
+        ("app://obsidian.md:80", "app://obsidian.md:80"),
+    ],
+)
+def test_an_origin_is_as_browsers_say_it(written: str, origin: str) -> None:
+    assert read(f'server: {{cors_origins: ["{written}"]}}\n{MINIMAL}').server.cors_origins == (origin,)
+
+
 class TestSources:
     @pytest.mark.parametrize(
         ("source", "folder"),
@@ -169,6 +185,9 @@ class TestScheduling:
             ('drain_timeout: "30"', DURATION),
             ("load_timeout: 0", "should be more than 0"),
             ("load_timeout: 0ms", "should be more than 0"),
+            ("stall_timeout: 4.9s", "should be 5s or more: in less, a busy machine would be taken for a hang"),
+            ("stall_timeout: 0", "should be 5s or more: in less, a busy machine would be taken for a hang"),
+            ("stall_timeout: never", DURATION),
             ("min_residency: 3y", f"{DURATION}, or a multiple of the time that loading takes, such as 3x"),
             ("min_residency: hex", "should be a multiple such as 3x"),
             ("ttl: forever", f'{DURATION}, or "never"'),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.site_hooks import rewrite
+from scripts.site_hooks import broken, rewrite
 from tests.docs.pages import DOCS, ROOT
 
 
@@ -82,3 +82,15 @@ def test_links_out_of_the_docs() -> None:
 
 def test_pipes_in_tables() -> None:
     assert rewrite("| `a\\|b` | c \\| d |\n") == "| `a|b` | c \\| d |\n"
+
+
+def test_where_names_may_break() -> None:
+    """Between their words, in tables; a short one nowhere. Blocks stay as they are."""
+    name = "mlx_roster_request_errors_total"
+    parted = name.replace("_", "_<wbr>")
+    assert broken(f"<p><code>--json</code></p><td><code>{name}</code></td>") == (
+        f'<p><code class="whole">--json</code></p><td><code>{parted}</code></td>'
+    )
+    assert broken("<td><code>top_k</code></td>") == '<td><code class="whole">top_<wbr>k</code></td>'
+    for whole in (f"<p><code>{name}</code></p>", "<pre><code>--json\n</code></pre>", "<td>a_b 0.5</td>"):
+        assert broken(whole) == whole

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import http.server
 import json
 import os
@@ -112,6 +113,21 @@ def test_the_command_where_workers_cannot_start(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "problem engine: no worker can start: mlx is installed without a backend -> pip install" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_who_may_read_the_keys(tmp_path: Path) -> None:
+    """A key from the environment, or as its digest, is not in the file."""
+    key = "k" * 32
+    digest = hashlib.sha256(key.encode()).hexdigest()
+    path = demo_roster(tmp_path)
+    text = path.read_text()
+    path.chmod(0o644)
+    environment = {"HOST": None, "PORT": "0", "HF_HUB_CACHE": str(tmp_path / "hub"), "ANNA_KEY": key}
+    told = []
+    for written in ('key: "${ANNA_KEY}"', f"key_sha256: {digest}", f"key: {key}"):
+        path.write_text(f"auth: {{keys: [{{name: anna, {written}}}]}}\n{text}")
+        told.append("everybody on this machine may read it" in run(str(path), environment=environment).stdout)
+    assert told == [False, False, True]
 
 
 def test_the_command_beside_a_running_server(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from tests.serving import PATIENCE, Server, demo_roster, serving
 from tests.toys import babbler
 
 #: Long enough for any step of these models on a machine that is busy, short enough to be waited for.
-STALL = "4s"
+STALL = "5s"
 
 #: A template that takes a day.
 ENDLESS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}{{ messages }}"
@@ -119,7 +119,7 @@ def test_a_request_that_never_gets_to_the_engine_is_seen_too(server: Server, cli
 
 
 def test_a_worker_is_not_blamed_for_a_server_that_stood_still(tmp_path: Path) -> None:
-    models = [f"  one: {{source: {babbler(tmp_path / 'one')}}}", "scheduling: {stall_timeout: 4s}"]
+    models = [f"  one: {{source: {babbler(tmp_path / 'one')}}}", f"scheduling: {{stall_timeout: {STALL}}}"]
     with (
         serving("serve", str(demo_roster(tmp_path, models=models))) as server,
         httpx.Client(base_url=server.url, timeout=PATIENCE) as client,
@@ -129,7 +129,7 @@ def test_a_worker_is_not_blamed_for_a_server_that_stood_still(tmp_path: Path) ->
             payloads = events(response)
             next(payloads)
             os.kill(server.process.pid, signal.SIGSTOP)
-            threading.Event().wait(6)  # that so much time passes is what this is about
+            threading.Event().wait(7)  # that so much time passes is what this is about
             os.kill(server.process.pid, signal.SIGCONT)
             assert list(payloads)[-1] == "[DONE]"
         assert not any("hung" in line for line in server.lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import struct
 import threading
@@ -72,6 +73,14 @@ def busy(server: Server, client: httpx.Client) -> dict[str, int]:
     return {key: entry[key] for key in ("in_flight", "queued")}
 
 
+def figure(server: Server, client: httpx.Client, name: str) -> int:
+    """A gauge of the server's."""
+    said = client.get(f"{server.url.removesuffix('/v1')}/metrics").text
+    found = re.search(rf"^mlx_roster_{name} (\S+)$", said, re.MULTILINE)
+    assert found is not None
+    return int(float(found[1]))
+
+
 def test_thousand_connects_and_disconnects_leak_nothing(server: Server, client: httpx.Client) -> None:
     process = psutil.Process(server.process.pid)
     said = whole(client, "busy", 50)
@@ -79,7 +88,9 @@ def test_thousand_connects_and_disconnects_leak_nothing(server: Server, client: 
     at_rest = {"in_flight": 0, "queued": 0}
     until(lambda: busy(server, client) == at_rest, lambda: busy(server, client))
     worker = psutil.Process(server.worker("busy"))
+    until(lambda: figure(server, client, "http_connections") == 1, process.net_connections)
     files, threads, nbytes = process.num_fds(), process.num_threads(), process.memory_info().rss
+    tasks = figure(server, client, "event_loop_tasks")
     inside = worker.num_fds(), worker.num_threads()
 
     for begin in range(0, CONNECTIONS, WAVE):
@@ -87,6 +98,10 @@ def test_thousand_connects_and_disconnects_leak_nothing(server: Server, client: 
 
     until(lambda: busy(server, client) == at_rest, lambda: busy(server, client))
     until(lambda: process.num_fds() <= files, lambda: process.net_connections())
+    until(lambda: figure(server, client, "http_connections") == 1, process.net_connections)
+    until(
+        lambda: figure(server, client, "event_loop_tasks") <= tasks, lambda: figure(server, client, "event_loop_tasks")
+    )
     assert process.num_threads() <= threads + 1
     assert process.memory_info().rss <= nbytes + MORE
     assert (worker.num_fds(), worker.num_threads()) == inside

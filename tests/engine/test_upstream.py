@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pkgutil
+import subprocess
+import sys
 import threading
 from importlib import import_module
 from pathlib import Path
@@ -450,3 +452,11 @@ def test_template_is_rendered_as_apply_chat_template_does(engine: Any) -> None:
     )
     asked = {"chat_template": source, "add_generation_prompt": True, "tokenize": False, "a": 1}
     assert text == tokenizer.apply_chat_template(messages, **asked)
+
+
+def test_importing_mlx_lm_sets_the_limit_of_open_files_for_good() -> None:
+    """Only workers import it: they have one socket, and the files of a model one after the other. The server keeps the
+    limit that it has raised for its clients. Where so many may not be had, the import fails: `workers/diagnosis.py`."""
+    says = "import resource, mlx_lm.utils; print(*resource.getrlimit(resource.RLIMIT_NOFILE))"
+    done = subprocess.run([sys.executable, "-c", says], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["2048", "4096"]

@@ -23,7 +23,8 @@ from huggingface_hub.errors import HfHubHTTPError
 from mlx_roster.config import ModelEntry
 from mlx_roster.core import Located
 from mlx_roster.errors import LoadFailed
-from mlx_roster.loaders import fetching
+from mlx_roster.lifeline import SACRIFICE
+from mlx_roster.loaders import asking
 from mlx_roster.loaders.locate import AT_ONCE, Locator
 from mlx_roster.loaders.source import cached
 from tests.loaders import hub_cache
@@ -200,18 +201,18 @@ def test_a_hub_that_keeps_refusing_fails_the_load(hub: FakeHub) -> None:
     ("asked", "pause"),
     [
         ("7", 7),
-        ("86400", fetching.LONGEST_PAUSE),
-        ("Fri, 31 Dec 2999 23:59:59 GMT", fetching.LONGEST_PAUSE),
+        ("86400", asking.LONGEST_PAUSE),
+        ("Fri, 31 Dec 2999 23:59:59 GMT", asking.LONGEST_PAUSE),
         ("Fri, 31 Dec 1999 23:59:59 GMT", 0),
-        ("soon", 2 * fetching.PAUSE),
-        ("-1", 2 * fetching.PAUSE),
+        ("soon", 2 * asking.PAUSE),
+        ("-1", 2 * asking.PAUSE),
     ],
 )
 def test_a_pause_is_the_hubs_and_bounded(asked: str, pause: float, monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
     monkeypatch.setattr(time, "sleep", pauses.append)
     answer = httpx.Response(429, headers={"Retry-After": asked}, request=httpx.Request("GET", "http://hub.example"))
-    fetching._pause(HfHubHTTPError("too often", response=answer), 2)
+    asking.pause(HfHubHTTPError("too often", response=answer), 2)
     assert pauses == [pause]
 
 
@@ -388,6 +389,10 @@ def test_a_download_process_ends_with_its_parent(hub: FakeHub) -> None:
         fetcher.stdin.write(request)
         fetcher.stdin.flush()
         hub.wait_held(BIG)
+        if sys.platform == "linux":
+            # Nor is it what is kept where memory runs out.
+            ours, its = (int(Path(f"/proc/{pid}/oom_score_adj").read_text()) for pid in (os.getpid(), fetcher.pid))
+            assert its == min(1000, ours + SACRIFICE)
         # What the death of this process would do.
         fetcher.stdin.close()
         assert fetcher.wait(60) == 1

@@ -46,6 +46,8 @@ def test_a_server_that_has_done_nothing() -> None:
     assert ours == {
         ("build_info", "0"): 1,
         ("downloads",): 0,
+        ("event_loop_tasks",): 0,
+        ("http_connections",): 0,
         ("models_cooling_down",): 0,
         ("models_stalled",): 0,
         ("memory_budget_bytes",): 100,

@@ -150,6 +150,8 @@ def test_most_of_what_there_is_is_shown() -> None:
     assert hidden == {
         "mlx_roster_config_reloads_total",
         "mlx_roster_downloads",
+        "mlx_roster_event_loop_tasks",
+        "mlx_roster_http_connections",
         "mlx_roster_kv_cache_usage_perc",
         "mlx_roster_model_estimated_bytes",
         "mlx_roster_model_leases",

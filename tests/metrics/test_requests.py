@@ -100,9 +100,13 @@ def test_gaps() -> None:
 @pytest.mark.parametrize("accept", ["text/plain", OPENMETRICS, ""])
 def test_in_pieces_it_is_the_same(accept: str) -> None:
     metrics = busy()
-    whole, media_type = metrics.render(accept)
-    pieces, same = asyncio.run(metrics.rendered(accept))
+
+    async def both() -> tuple[tuple[bytes, str], tuple[bytes, str]]:
+        return metrics.render(accept), await metrics.rendered(accept)
+
+    (whole, media_type), (pieces, same) = asyncio.run(both())
     assert same == media_type
+    assert b"mlx_roster_event_loop_tasks 1.0\n" in whole
 
     def stable(body: bytes) -> list[bytes]:
         return [line for line in body.splitlines() if not line.startswith((b"process_", b"python_gc_"))]

@@ -62,6 +62,7 @@ class Worker:
     spare: int = 0
     loaded: float = 0.0
     cut: bool = False
+    awaited: float | None = None  # since when it has been at one thing
 
     def measure(self, event: events.Loaded | events.Reported) -> None:
         self.measured, self.growth = event.measured, event.growth

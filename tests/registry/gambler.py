@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from tests.registry.books import Phase
-from tests.registry.world import BUDGETS, CHANGES, CLIENTS, PAUSES, SILENCES, SIZES, World
+from tests.registry.world import BUDGETS, CHANGES, CLIENTS, PAUSES, SILENCES, SIZES, STUCK, World
 
 T = TypeVar("T")
 
@@ -27,6 +27,7 @@ class Gambler:
             self.load: 12,
             self.report: 4,
             self.progress: 2,
+            self.hang: 1,
             self.die: 1,
             self.stop: 10,
             self.operate: 2,
@@ -82,6 +83,10 @@ class Gambler:
     def progress(self) -> None:
         for serial in self.one(self.world.serials(Phase.LOADING, Phase.READY, Phase.DRAINING)):
             self.world.progressed(serial, self.world.at)
+
+    def hang(self) -> None:
+        for serial in self.one(self.world.serials(Phase.READY, Phase.DRAINING)):
+            self.world.progressed(serial, self.world.at, self.world.at - self.random.choice(STUCK))
 
     def die(self) -> None:
         for serial in self.one(self.world.serials(Phase.READY, Phase.DRAINING)):

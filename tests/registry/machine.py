@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from mlx_roster.registry.policy import Policy
 from tests.registry.books import Phase
-from tests.registry.world import BUDGETS, CHANGES, CLIENTS, PAUSES, POLICIES, SILENCES, SIZES, World
+from tests.registry.world import BUDGETS, CHANGES, CLIENTS, PAUSES, POLICIES, SILENCES, SIZES, STUCK, World
 
 T = TypeVar("T")
 
@@ -23,6 +23,7 @@ WHOSE = st.sampled_from([None, *CLIENTS])
 KEPT = st.sampled_from([None, None, None, 0.0, 5.0])
 OFFSETS = st.integers(-2, 3)
 FEW = st.integers(0, 3)
+ATS = st.sampled_from([None, *STUCK])
 RARELY = st.sampled_from([False, False, False, True])
 
 
@@ -195,6 +196,34 @@ class Machine(RuleBasedStateMachine):
         world, serial = self.after(gap), self.one_of(pick, *Phase)
         if serial is not None:
             world.progressed(serial, world.at - ago)
+
+    @when(Phase.READY, Phase.DRAINING, Phase.STOPPING)
+    @rule(gap=GAPS, pick=PICKS, stuck=ATS)
+    def at_one_thing(self, gap: tuple[float, bool], pick: int, stuck: float | None) -> None:
+        """It hangs, or will unless it is heard of again."""
+        world, serial = self.after(gap), self.one_of(pick, Phase.READY, Phase.DRAINING, Phase.STOPPING)
+        if serial is not None:
+            world.progressed(serial, world.worker(serial).progressed, None if stuck is None else world.at - stuck)
+
+    @when(Phase.READY)
+    @rule(gap=GAPS, pick=PICKS, times=st.integers(1, 3))
+    def hangs(self, gap: tuple[float, bool], pick: int, times: int) -> None:
+        """Again and again, as long as it is loaded for those who ask."""
+        world, serial = self.after(gap), self.one_of(pick, Phase.READY)
+        for _ in range(times):
+            if serial is None:
+                return
+            model = world.worker(serial).model
+            world.progressed(serial, world.at, world.at - 61)
+            world.tick()
+            for leaving in world.serials(Phase.STOPPING):
+                world.unloaded(leaving)
+            world.ask(model)
+            self.found()
+            for loading in world.serials(Phase.LOADING):
+                world.loaded(loading, world.worker(loading).size)
+            current = world.referee.current(model)
+            serial = current.serial if current is not None and current.phase is Phase.READY else None
 
     @when(Phase.READY, Phase.DRAINING, Phase.STOPPING)
     @rule(gap=GAPS, pick=PICKS, offset=OFFSETS, growth=FEW, spare=FEW)

@@ -17,6 +17,7 @@ from mlx_roster.errors import (
     QueueFull,
     QueueTimeout,
     RosterError,
+    WorkerCrashed,
 )
 from mlx_roster.registry import events
 from mlx_roster.registry.events import Action, Event
@@ -61,6 +62,10 @@ class Referee:
         by_operator = None if health is None else health.pinned
         return self.terms[model].pin if by_operator is None else by_operator
 
+    def hangs(self, worker: Worker, at: float) -> bool:
+        running = worker.phase in (Phase.READY, Phase.DRAINING)
+        return running and worker.awaited is not None and worker.awaited + self.policy.stall_timeout <= at
+
     def health(self, model: str) -> Health:
         terms = self.terms[model]
         return self.healths.setdefault(model, Health(terms.version, terms.sizing, terms.pin))
@@ -77,6 +82,9 @@ class Referee:
             self._watch(event, action)
         if isinstance(event, events.Acquire):
             self._one_outcome(event, actions, verdict)
+        if isinstance(event, events.Tick):
+            left = [one for one in self.workers.values() if self.hangs(one, event.at)]
+            assert not left, f"these hang, and are left alone: {left}"
         waited_for = {one.model for one in self.waiting()}
         self.retried &= waited_for
         for model in waited_for:
@@ -153,9 +161,10 @@ class Referee:
             case events.LocateProgressed(_, job, since):
                 if job in self.searches:
                     self.searches[job].progressed = max(self.searches[job].progressed, since)
-            case events.Progressed(_, serial, since):
+            case events.Progressed(_, serial, since, awaited):
                 if serial in self.workers:
                     self.workers[serial].progressed = max(self.workers[serial].progressed, since)
+                    self.workers[serial].awaited = awaited
             case events.Loaded() | events.Reported():
                 self._measured(event, actions)
             case events.LoadFailed():
@@ -303,12 +312,23 @@ class Referee:
                 freely = worker.phase is Phase.DRAINING or by_roster or not self.pinned(worker.model)
                 assert freely, f"{worker} is pinned"
                 worker.phase = Phase.STOPPING
-            case events.Cut():
-                silent = event.at - worker.progressed >= self.policy.drain_timeout
-                forced = isinstance(event, events.Withdraw) and event.force and event.model == worker.model
-                assert worker.phase is Phase.DRAINING, f"{worker} is cut"
-                assert forced or (silent and isinstance(event, events.Tick)), f"{worker} is cut too early"
+            case events.Cut(_, _, hangs):
+                assert hangs == (isinstance(event, events.Tick) and self.hangs(worker, event.at)), f"{worker} is cut"
+                if hangs:
+                    self._hung(worker, action, event.at)
+                else:
+                    silent = event.at - worker.progressed >= self.policy.drain_timeout
+                    forced = isinstance(event, events.Withdraw) and event.force and event.model == worker.model
+                    assert worker.phase is Phase.DRAINING, f"{worker} is cut"
+                    assert forced or (silent and isinstance(event, events.Tick)), f"{worker} is cut too early"
                 worker.phase, worker.cut = Phase.STOPPING, True
+
+    def _hung(self, worker: Worker, action: events.Cut, at: float) -> None:
+        assert worker.phase in (Phase.READY, Phase.DRAINING), f"{worker} is cut"
+        assert isinstance(action.error, WorkerCrashed), f"{worker} is cut with {action.error!r}"
+        health = self.healths.get(worker.model)
+        if health is worker.health and health.version == worker.version:
+            health.crashed(at, (worker.awaited or at) - worker.loaded)
 
     def _refused(self, event: Event, action: events.Refuse) -> None:
         claim, error, timeouts = self.claims[action.ticket], action.error, self.policy

@@ -16,6 +16,7 @@ from mlx_roster.registry import Registry, events
 from mlx_roster.registry.events import Action, Event
 from mlx_roster.registry.holding import Holding
 from mlx_roster.registry.policy import Policy, Terms
+from mlx_roster.registry.rounds import LATE
 from mlx_roster.testing import FakeSources, FakeWorker, FakeWorkers
 from tests.registry.world import ENTRIES, SIZES, Snapshot, World
 
@@ -70,7 +71,8 @@ class RecordedWorld(World):
                 self.asked[f"cancel load {workers[serial]}"] += 1
             case events.Unload(serial) | events.Cut(serial):
                 self._stopping[serial] = workers[serial]
-                self.asked[f"stop {workers[serial]}"] += 1
+                hangs = isinstance(action, events.Cut) and action.hangs
+                self.asked[f"{'kill' if hangs else 'stop'} {workers[serial]}"] += 1
                 if isinstance(action, events.Cut):
                     self.asked[f"cut {workers[serial]}"] += 1
 
@@ -88,8 +90,8 @@ class RecordedWorld(World):
             self._then(other)
         self.note(first)
 
-    def progressed(self, serial: int, since: float) -> None:
-        self._heard(events.Progressed(self.at, serial, since))
+    def progressed(self, serial: int, since: float, awaited: float | None = None) -> None:
+        self._heard(events.Progressed(self.at, serial, since, awaited))
 
     def downloaded(self, job: int, since: float) -> None:
         self._heard(events.LocateProgressed(self.at, job, since))
@@ -131,7 +133,7 @@ class Workers(FakeWorkers):
 
     def asked(self) -> Counter[str]:
         """How often what was asked of workers."""
-        kinds = ("load", "cancel load", "stop", "cut")
+        kinds = ("load", "cancel load", "stop", "kill", "cut")
         return Counter(what for what in self.history if what.rpartition(" ")[0] in kinds)
 
     def let_go(self) -> None:
@@ -154,6 +156,7 @@ def rostered(policy: Policy, terms: Mapping[str, Terms]) -> Roster:
         "max_queued": policy.max_queued,
         "load_timeout": policy.load_timeout,
         "drain_timeout": policy.drain_timeout,
+        "stall_timeout": policy.stall_timeout,
     }
     written = {"scheduling": scheduling, "models": {model: _entry(model, one) for model, one in terms.items()}}
     return Roster.model_validate(written, context={"base": Path("/fake")})
@@ -204,8 +207,7 @@ class Replay:
         assert not self.workers.wrongs, self.workers.wrongs
 
     async def step(self, event: Event, after: Snapshot) -> None:
-        self.loop.at = event.at
-        await settled()  # the timer, where it is due
+        await self.wait(event.at)
         searched = {model for _, model in after.searches}
         for model in searched:
             self.sources.gates.setdefault(model, asyncio.Event())
@@ -217,6 +219,15 @@ class Replay:
         self.registry.validate()
         for model in set(self.sources.gates) - searched:
             del self.sources.gates[model]
+
+    async def wait(self, until: float) -> None:
+        """The timer rings where it is due: a Registry that hears of it much later takes itself to have stood still."""
+        while until - self.loop.at > LATE:
+            self.loop.at += LATE
+            for _ in range(3):
+                await asyncio.sleep(0)
+        self.loop.at = until
+        await settled()
 
     def searches(self) -> tuple[tuple[int, str], ...]:
         return Snapshot.of(self.registry._state).searches
@@ -264,9 +275,10 @@ class Replay:
                 workers.let_through(f"load {model}")
             case events.Unloaded(_, serial):
                 workers.let_through(f"stop {workers.holdings[serial].model}")
-            case events.Progressed(at, serial):
+            case events.Progressed(at, serial, _, awaited):
                 if serial in workers.by_serial:
                     workers.by_serial[serial].progressed = at
+                    workers.by_serial[serial].awaited = awaited
                 else:
                     workers.holdings[serial].on_progress(1, 2)
                 registry.tick()

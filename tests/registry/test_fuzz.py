@@ -41,7 +41,7 @@ def test_random_event_fuzz_keeps_every_invariant() -> None:
 @pytest.mark.parametrize("block", range(8))
 def test_what_happens_to_a_registry_leads_to_what_the_state_machine_said(block: int) -> None:
     first, games = (random.randrange(10**9), GAMES // 8) if GAMES else (block * 25, 25)
-    happenings, granted = 0, 0
+    happenings, granted, killed = 0, 0, 0
     for seed in range(first, first + games):
         policy = POLICIES[seed % len(POLICIES)]
         world = RecordedWorld(policy)
@@ -55,5 +55,7 @@ def test_what_happens_to_a_registry_leads_to_what_the_state_machine_said(block: 
             raise AssertionError(f"seed {seed}: {error}") from error
         happenings += len(world.past)
         granted += sum(fate == "granted" for fate in world.fates.values())
+        killed += sum(times for what, times in world.asked.items() if what.startswith("kill "))
     assert happenings >= 60 * games
     assert granted >= 5 * games
+    assert killed >= games // 10

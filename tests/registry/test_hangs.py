@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from mlx_roster.errors import LoadCooldown, WorkerCrashed
-from mlx_roster.registry import events
-from mlx_roster.testing import FakeWorkers
+from mlx_roster.registry import Registry, events
+from mlx_roster.testing import FakeSources, FakeWorkers
 from tests.registry.driver import Driver
-from tests.registry.test_registry import ATLAS, Clock, registry, run
+from tests.registry.test_registry import ATLAS, Clock, registry, roster, run
 
 
 def felt(d: Driver, model: str, awaited: float | None) -> list[str]:
@@ -108,5 +110,22 @@ def test_what_a_server_that_stood_still_has_not_heard_is_no_workers_fault() -> N
                 clock.at += 15
                 r.tick()
             await workers.seen("kill atlas")
+
+    run(test())
+
+
+def test_neither_is_a_load_or_a_download_given_up_for_what_was_not_heard() -> None:
+    async def test() -> None:
+        workers, sources, clock = FakeWorkers(), FakeSources(), Clock()
+        held = workers.hold("load atlas")
+        sources.gates["scribe"] = asyncio.Event()
+        async with Registry(roster(), workers, sources, 10, clock=clock) as r:
+            load, search = (asyncio.ensure_future(r.load(name)) for name in ("atlas", "scribe"))
+            await workers.seen("load atlas")
+            clock.at += 1000  # more than the load_timeout
+            r.tick()
+            held.set()
+            sources.gates["scribe"].set()
+            assert [(await one).state for one in (load, search)] == ["ready", "ready"]
 
     run(test())

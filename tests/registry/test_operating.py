@@ -17,7 +17,7 @@ from mlx_roster.registry import Registry
 from mlx_roster.registry.journal import FAR_BEHIND
 from mlx_roster.registry.overview import Change, Overview, Preloads, Reload
 from mlx_roster.testing import FakeSources, FakeWorkers
-from tests.registry.test_registry import Clock, run, say, say_once, settled
+from tests.registry.test_registry import Clock, listed, run, say, say_once, settled
 
 ATLAS, SCRIBE = Ref("atlas"), Ref("scribe")
 
@@ -99,7 +99,7 @@ def test_a_pin_keeps_a_model_and_names_are_aliases_too() -> None:
             await r.gone("atlas")
             r.pin("gpt-4o", True)
             assert (await r.load("atlas")).state == "ready"
-            assert r.find("atlas").pinned
+            assert listed(r, "atlas").pinned
             with pytest.raises(ModelNotFound):
                 r.pin("nobody", True)
 
@@ -114,7 +114,7 @@ def test_monitoring_does_not_reset_ttl() -> None:
             for second in range(9):
                 clock.at += 1
                 r.tick()
-                r.listing(), r.find("atlas"), r.status(), r.progress()
+                r.listing(), listed(r, "atlas"), r.status(), r.progress()
                 assert r.overview().models == (r.model_status("atlas"),)
                 assert r.model_status("atlas").expires_in == 9 - second
             clock.at += 1
@@ -171,7 +171,7 @@ def test_a_budget_below_what_is_in_use_is_warned_of(caplog: pytest.LogCaptureFix
     async def test() -> None:
         async with registry(workers=FakeWorkers(sizes={"atlas": 6})) as r, r.lease(ATLAS):
             r.reconfigure(r.roster, 4)
-            assert r.find("atlas").state == "ready"
+            assert listed(r, "atlas").state == "ready"
 
     run(test())
     assert "models in use take 6 B, more than the budget of 4 B: nothing is loaded beside them" in caplog.messages
@@ -244,7 +244,7 @@ def test_an_adapter_that_is_removed_while_its_request_waits_is_not_found() -> No
             gate.set()
             with pytest.raises(AdapterNotFound):
                 await waiting
-            assert r.find("atlas").in_flight == 0
+            assert listed(r, "atlas").in_flight == 0
 
     run(test())
 
@@ -340,18 +340,21 @@ def test_a_download_that_stands_still_is_ended() -> None:
         async with registry(sources=sources, clock=clock) as r:
             task = asyncio.create_task(say_once(r, ATLAS))
             await settled()
+
+            def pass_by(seconds: int) -> None:
+                for _ in range(seconds):
+                    clock.at += 1
+                    r.tick()
+
             for done in range(1, 5):
                 sources.downloads["atlas"] = (done, 9)
-                clock.at += 250
-                r.tick()
+                pass_by(250)
                 await settled()
                 assert not task.done()
-            clock.at += 299
-            r.tick()
+            pass_by(50)  # it was in the second after that that there was more
             await settled()
             assert not task.done()
-            clock.at += 1
-            r.tick()
+            pass_by(1)
             with pytest.raises(LoadFailed, match="did not get any further for 5m"):
                 await task
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import threading
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -176,6 +178,26 @@ def test_those_who_ask_before_anything_is_read_share_one_reading() -> None:
             reloads = await asyncio.gather(*(reloader.reload("test") for _ in range(5)))
             assert file.reads == len(applied.ended) == 1
             assert len({id(reload) for reload in reloads}) == 1
+
+    asyncio.run(test())
+
+
+class Knot:
+    """What only the garbage collector finds, as a request that was answered."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+def test_what_goes_on_during_a_reload_is_not_kept_for_ever() -> None:
+    async def test() -> None:
+        async with Reloader(Applied(), File()) as reloader:
+            knot = Knot()
+            left = weakref.ref(knot)
+            assert (await reloader.reload("a test")).ok
+            del knot
+            gc.collect()
+            assert left() is None
 
     asyncio.run(test())
 

@@ -22,18 +22,21 @@ def test_a_download_that_waits_for_its_turn_is_not_ended_for_standing_still() ->
         async with registry(text, sources=sources, clock=clock) as r:
             task = asyncio.create_task(say_once(r, Ref("atlas")))
             await settled()
-            for _ in range(10):
-                clock.at += 250
-                r.tick()
-                await settled()
-                assert not task.done()
-            sources.queued.clear()  # it has begun: now its time runs
-            clock.at += 299
-            r.tick()
+
+            def pass_by(seconds: int) -> None:
+                # In one leap it would seem that this process had stood still itself.
+                for _ in range(seconds):
+                    clock.at += 1
+                    r.tick()
+
+            pass_by(2500)
             await settled()
             assert not task.done()
-            clock.at += 1
-            r.tick()
+            sources.queued.clear()  # it has begun: now its time runs
+            pass_by(299)
+            await settled()
+            assert not task.done()
+            pass_by(1)
             with pytest.raises(LoadFailed, match="did not get any further for 5m"):
                 await task
 

@@ -26,10 +26,13 @@ CLIENTS = {"none": 0, "one": 1, "few": 2, "many": 50}
 PAUSES = (0.0, 0.0, 0.5, 1.0, 8.0)
 SILENCES = (1.0, 5.0, 20.0, 35.0, 90.0, 700.0)
 
+#: For how many seconds a worker may have been at one thing.
+STUCK = (0.0, 1.0, 15.0, 59.0, 61.0)
+
 POLICIES = (
     Policy(12, load_timeout=60.0),
     Policy(12, max_wait=5.0, min_residency=20.0, queue_timeout=40.0, load_timeout=60.0, drain_timeout=30.0),
-    Policy(12, max_wait=0.0, min_residency=0.0, queue_timeout=90.0, max_queued=3),
+    Policy(12, max_wait=0.0, min_residency=0.0, queue_timeout=90.0, max_queued=3, stall_timeout=20.0),
     Policy(12, max_wait=30.0, min_residency=Multiple(1), queue_timeout=20.0, max_queued=8, drain_timeout=0.0),
 )
 
@@ -169,8 +172,8 @@ class World:
         error = LoadOutOfMemory("it is broken") if out_of_memory else LoadFailed("it is broken")
         self.feed(events.LoadFailed(self.at, serial, error, out_of_memory))
 
-    def progressed(self, serial: int, since: float) -> None:
-        self.feed(events.Progressed(self.at, serial, since))
+    def progressed(self, serial: int, since: float, awaited: float | None = None) -> None:
+        self.feed(events.Progressed(self.at, serial, since, awaited))
 
     def reported(self, serial: int, measured: int, growth: int = 0, spare: int = 0) -> None:
         self.feed(events.Reported(self.at, serial, measured, growth, min(spare, measured)))

@@ -64,7 +64,9 @@ class _Server(uvicorn.Server):
     """uvicorn, and what the assembly adds to it that matters here."""
 
     def __init__(self, app: Application, registry: Registry, grace: int) -> None:
-        super().__init__(EdgeConfig(app, lambda: registry.roster.server, timeout_graceful_shutdown=grace))
+        super().__init__(
+            EdgeConfig(app, lambda: registry.roster.server, metrics=app.metrics, timeout_graceful_shutdown=grace)
+        )
         self._app = app
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

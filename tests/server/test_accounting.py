@@ -18,6 +18,7 @@ from mlx_roster.registry import Registry
 from mlx_roster.server.boundary import Boundary
 from mlx_roster.server.openai.chat import chat_completions
 from mlx_roster.server.openai.completions import text_completions
+from mlx_roster.server.openai.desk import Desk
 from mlx_roster.testing import FakeSources, FakeWorkers
 from tests.server.harness import ROSTER, Breaks
 
@@ -47,7 +48,7 @@ class Rig:
             self.sent.append(message)
             await asyncio.sleep(0)
 
-        await Boundary(make(self.registry, self._gaps), self.accounts.append)(scope(), self.incoming.get, send)
+        await Boundary(make(self.registry, self._gaps, Desk()), self.accounts.append)(scope(), self.incoming.get, send)
         return self.accounts[-1]
 
     def leave(self) -> None:
@@ -172,7 +173,7 @@ def test_what_was_generated_and_never_sent_counts_too() -> None:
         rig.incoming.put_nowait(
             {"type": "http.request", "body": json.dumps({**ATLAS, "stream": True}).encode(), "more_body": False}
         )
-        app = Boundary(text_completions(rig.registry, rig._gaps), rig.accounts.append)
+        app = Boundary(text_completions(rig.registry, rig._gaps, Desk()), rig.accounts.append)
         await app(scope(), rig.incoming.get, send)
         (account,) = rig.accounts
         assert (account.status, account.completion_tokens, account.finishes) == (499, 3, ["stop"])

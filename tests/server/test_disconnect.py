@@ -95,8 +95,8 @@ def test_leaving_the_load_to_another_who_waits_for_it(server: Running) -> None:
     server.workers.hold("load atlas")
     with ask(server, ATLAS) as patient:
         with ask(server, ATLAS):
-            server.until(lambda: server.registry.find("atlas").queued == 2)
-        server.until(lambda: server.registry.find("atlas").queued == 1)
+            server.until(lambda: server.registry.model_status("atlas").queued == 2)
+        server.until(lambda: server.registry.model_status("atlas").queued == 1)
         server.open("load atlas")
         assert b"Hello there!" in read_until(patient, b"}}}")
     assert server.workers.history.count("submit atlas") == 1
@@ -108,8 +108,8 @@ def test_leaving_the_queue_starts_no_load() -> None:
         with ask(server, {**ATLAS, "stream": True}) as holder:
             server.seen("submit atlas")
             with ask(server, SCRIBE):
-                server.until(lambda: server.registry.find("org/scribe").queued == 1)
-            server.until(lambda: server.registry.find("org/scribe").queued == 0)
+                server.until(lambda: server.registry.model_status("org/scribe").queued == 1)
+            server.until(lambda: server.registry.model_status("org/scribe").queued == 0)
             server.open("token atlas")
             assert b"[DONE]" in read_until(holder, b"[DONE]\n\n")
         server.idle()

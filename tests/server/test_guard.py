@@ -107,3 +107,16 @@ def test_a_request_without_a_host_is_refused(server: Running) -> None:
     with server.connect() as sock:
         sock.sendall(b"GET /admin/status HTTP/1.0\r\n\r\n")
         assert b'"code":"admin_required"' in read_until(sock, b"}}")
+
+
+@pytest.mark.parametrize("host", ["host.docker.internal:8080", "HOST.docker.internal"])
+def test_who_asks_by_a_wrong_name_is_told_how_to_make_it_a_right_one(shared: httpx2.Client, host: str) -> None:
+    message = assert_error(shared.get("/v1/models", headers={"host": host}), 403, "host_not_allowed")
+    assert "server.hosts" in message
+    assert message.endswith(": hosts: [host.docker.internal] would add this one")
+
+
+@pytest.mark.parametrize("host", ["evil@localhost", "a" * 64, "a b", "x" + ".x" * 100, "[::2]", "\xe4"])
+def test_what_is_no_name_is_not_said_back(shared: httpx2.Client, host: str) -> None:
+    message = assert_error(shared.get("/v1/models", headers={"host": host.encode("latin-1")}), 403, "host_not_allowed")
+    assert message.endswith("server.hosts in its roster has")

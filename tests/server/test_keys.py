@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from mlx_roster.config import Roster
 from mlx_roster.errors import LoadFailed
-from tests.server.harness import ROSTER, Running, assert_error, read_until, running
+from tests.server.harness import ROSTER, Running, assert_error, post, read_until, running
 from tests.server.keys import GOOD, HASHED, KEYS, OPS, PIRATE, SCRIBE, bearer
 
 TEXT = {"model": "atlas", "prompt": "hi"}
@@ -201,6 +202,21 @@ def test_a_pinned_model_in_the_way_is_not_named_to_who_must_not_know_it() -> Non
         assert server.workers.history.count("load atlas") == 1
 
 
+def test_models_that_were_waited_for_in_vain_are_not_named_to_who_must_not_know_them() -> None:
+    scheduling = {"queue_timeout": "100ms"}
+    with running(budget=1, auth={"keys": KEYS}, scheduling=scheduling) as server, server.client() as client:
+        server.workers.hold("token atlas")
+        with server.connect() as sock:
+            sock.sendall(post("/v1/completions", json.dumps(TEXT).encode(), f"Authorization: Bearer {GOOD}"))
+            server.seen("submit atlas")
+            for key, named in ((GOOD, True), (SCRIBE, False)):
+                response = client.post("/v1/completions", json={**TEXT, "model": "org/scribe"}, headers=bearer(key))
+                said = assert_error(response, 503, "queue_timeout", "model")
+                assert ("atlas" in said) == named, said
+                assert int(response.headers["retry-after"]) >= 1
+        server.seen("cancel atlas")
+
+
 def test_health_names_models_to_operators_only() -> None:
     models = {"atlas": {"source": "/fake/atlas", "preload": True}}
     with running(auth={"keys": KEYS}, models=models) as server, server.client() as client:
@@ -292,13 +308,13 @@ def test_one_key_cannot_take_every_place_in_the_queue() -> None:
             running_now = pool.submit(ask, GOOD, "atlas")
             server.seen("submit atlas")
             waiting = [pool.submit(ask, GOOD) for _ in range(2)]
-            server.until(lambda: server.registry.find("org/scribe").queued == 2)
+            server.until(lambda: server.registry.model_status("org/scribe").queued == 2)
             refusal = ask(GOOD)
             said = assert_error(refusal, 429, "queue_full", "model")
             assert said == "2 requests of this API key wait already, and no more than 2 of its may"
             assert int(refusal.headers["retry-after"]) >= 1
             assert "of this API key" in assert_error(ask(PIRATE), 429, "queue_full", "model")
             waiting.append(pool.submit(ask, SCRIBE))
-            server.until(lambda: server.registry.find("org/scribe").queued == 3)
+            server.until(lambda: server.registry.model_status("org/scribe").queued == 3)
             server.open("token atlas")
             assert [each.result().status_code for each in (running_now, *waiting)] == [200] * 4

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import httpx2
+import msgspec
 import pytest
 
 from mlx_roster.errors import LoadFailed
+from mlx_roster.metrics import Account
+from mlx_roster.server.exchange import KEY, Exchange
+from mlx_roster.server.openai.models import AT_ONCE, Models
 from tests.server.harness import Running, post, running
 
 ATLAS = {"aliases": ["gpt-4o"], "adapters": ["pirate"], "max_context": 2048}
@@ -102,3 +107,40 @@ def test_head_is_get_without_the_body(shared: httpx2.Client, path: str) -> None:
     assert head.status_code == got.status_code == 200
     assert head.content == b""
     assert head.headers["content-length"] == got.headers["content-length"]
+
+
+def test_a_listing_of_many_is_made_in_turns() -> None:
+    models = {f"model-{number}": {"source": f"/fake/{number}"} for number in range(10 * AT_ONCE)}
+    turns: list[int] = []
+    with running(models=models) as server, server.client() as client:
+
+        async def turn() -> None:
+            while True:
+                turns.append(0)
+                await asyncio.sleep(0)
+
+        async def begin() -> asyncio.Task[None]:
+            return asyncio.create_task(turn())
+
+        async def listed() -> int:
+            """The turns that others had, from the first bytes of the request to its answer."""
+            sent: list[Any] = []
+            scope = {"type": "http", KEY: Exchange("x", Account(0.0))}
+
+            async def send(message: Any) -> None:
+                sent.append(message)
+
+            before = len(turns)
+            await Models(server.registry)(scope, receive, send)
+            assert len(msgspec.json.decode(sent[1]["body"])["data"]) == len(models)
+            return len(turns) - before
+
+        async def receive() -> Any:
+            raise AssertionError
+
+        task = server.call(begin())
+        try:
+            assert server.call(listed()) >= 10
+        finally:
+            server.loop.call_soon_threadsafe(task.cancel)
+        assert len(client.get("/v1/models").json()["data"]) == len(models)

@@ -23,7 +23,7 @@ ROUTES = ["/v1/chat/completions", "/chat/completions", "/v1/completions", "/v1/m
 @pytest.fixture(scope="module")
 def serving() -> Iterator[Running]:
     """Without keys, and with pages that may use it."""
-    with running(server={"cors_origins": [APP, "http://localhost:3000", "app://obsidian.md"]}) as server:
+    with running(server={"cors_origins": [f"{APP}:443", "http://localhost:3000", "app://obsidian.md"]}) as server:
         yield server
         server.idle()
 

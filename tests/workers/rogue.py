@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from mlx_roster.core import Capabilities, Delta, Device, Measured, Usage
+from mlx_roster.core import Capabilities, Counters, Delta, Device, Measured, Usage
 from mlx_roster.workers import wire
 
 HELLO = wire.Hello(1, Device("a chip", "cpu", 2**30, 2**30), {})
@@ -30,12 +30,33 @@ GARBAGE = {
     "memory": wire.pack(wire.Report(Measured(-5))),
 }
 
+#: What it says that it counts before it answers, and answers well.
+COUNTS = {
+    "behind": (
+        wire.Counted(Counters(steps=5, queried=8, hits=3, running=1, kv=10)),
+        wire.Counted(Counters(steps=4, queried=9, hits=2, running=0, kv=20)),
+    )
+}
+
 
 def commands(sock: socket.socket) -> Iterator[wire.Command]:
     unpacker = wire.Unpacker()
     while chunk := sock.recv(2**16):
         for payload in unpacker.feed(chunk):
             yield wire.decode(wire.command_decoder, payload)
+
+
+def go_wrong(how: str, sock: socket.socket) -> None:
+    match how:
+        case "abort":
+            os.kill(os.getpid(), signal.SIGABRT)
+        case "exit":
+            sys.exit(0)
+        case "stay":
+            sock.close()
+            signal.pause()
+        case _:
+            sock.sendall(GARBAGE[how])
 
 
 def serve(how: str, sock: socket.socket) -> None:
@@ -49,17 +70,13 @@ def serve(how: str, sock: socket.socket) -> None:
         match command:
             case wire.Load():
                 say(wire.Progress(1, 1), READY)
-            case wire.Submit() if how == "honest":
+            case wire.Submit() if how == "honest" or how in COUNTS:
                 # And for somebody who is not there: that may be, of one who has just given up.
                 last = Delta(command.sequence, "fine", "stop", Usage(1, 1))
-                say(wire.Step([Delta(99, "?"), last]), wire.Pulse(1))
+                say(*COUNTS.get(how, ()), wire.Step([Delta(99, "?"), last]), wire.Pulse(1))
             case wire.Submit():
                 say(wire.Step([Delta(command.sequence, "so far")]))
-                if how == "abort":
-                    os.kill(os.getpid(), signal.SIGABRT)
-                if how == "exit":
-                    sys.exit(0)
-                sock.sendall(GARBAGE[how])
+                go_wrong(how, sock)
             case wire.Stop():
                 return
 

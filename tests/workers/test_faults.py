@@ -15,8 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mlx_roster.core import Generation, ModelSource, Text
+from mlx_roster.core import Counters, Generation, ModelSource, Text
 from mlx_roster.errors import LoadFailed, WorkerCrashed
+from mlx_roster.lifeline import SACRIFICE
 from mlx_roster.workers.process import ProcessWorker
 from mlx_roster.workers.spawner import Spawner
 from tests.serving import PATIENCE
@@ -79,6 +80,38 @@ def test_one_that_goes_wrong_before_it_has_begun_is_replaced(tmp_path: Path, mon
         async with Spawner(keep_spare=False, program=program("early")) as spawner:
             worker = await spawner.load(SOURCE, Ear())
             assert await answer(worker) == ("fine", "")
+            await worker.stop()
+
+    run(test())
+
+
+def test_one_that_hangs_up_and_stays_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+
+    async def test() -> None:
+        ear = Ear()
+        async with Spawner(keep_spare=False, program=program("stay")) as spawner:
+            worker = await spawner.load(SOURCE, ear)
+            process = psutil.Process(worker.pid)
+            assert await answer(worker) == ("so far", "the worker of atlas died")
+            await ear.died.wait()
+            # Its memory counts as free now: nobody else will end it.
+            await asyncio.to_thread(process.wait, PATIENCE)
+
+    run(test())
+
+
+def test_what_is_counted_never_becomes_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads of a worker count, and the one that looked first may be the last to say it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+
+    async def test() -> None:
+        async with Spawner(keep_spare=False, program=program("behind")) as spawner:
+            worker = await spawner.load(SOURCE, Ear())
+            assert await answer(worker) == ("fine", "")
+            assert worker.counters == Counters(steps=5, queried=9, hits=3, kv=20)
             await worker.stop()
 
     run(test())
@@ -150,6 +183,22 @@ def test_worker_exits_when_its_parent_is_killed(stage: str, stopped: bool) -> No
 def test_a_worker_whose_parent_is_gone_already_does_not_begin() -> None:
     nobody = subprocess.run([sys.executable, "-m", "mlx_roster.workers.main", "0", "1"], timeout=PATIENCE)
     assert nobody.returncode == 1
+
+
+def oom_score(pid: int) -> int:
+    """What the kernel adds to a process's size when one must be killed for memory."""
+    return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is no such choice")
+def test_where_memory_runs_out_a_worker_is_killed_before_the_server() -> None:
+    async def test() -> None:
+        async with Spawner() as spawner:
+            await spawner.device()
+            (worker,) = psutil.Process().children()
+            assert oom_score(worker.pid) == min(1000, oom_score(os.getpid()) + SACRIFICE)
+
+    asyncio.run(test())
 
 
 def test_spawning_is_not_retried_for_ever() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from mlx_roster.core import Aside, CallDelta
 from mlx_roster.registry import Registry
 from mlx_roster.server.openai.counting import Gaps
+from mlx_roster.server.openai.desk import Desk
 from mlx_roster.server.openai.inference import Inference
 from mlx_roster.server.openai.saying import Answered
 from mlx_roster.server.openai.schema import ChatRequest
@@ -63,6 +64,6 @@ CHAT = Form(
 )
 
 
-def chat_completions(registry: Registry, gaps: Gaps, pulse: float = PULSE) -> Inference[ChatRequest]:
+def chat_completions(registry: Registry, gaps: Gaps, desk: Desk, pulse: float = PULSE) -> Inference[ChatRequest]:
     """The endpoint."""
-    return Inference(registry, ChatRequest, CHAT, gaps, pulse)
+    return Inference(registry, ChatRequest, CHAT, gaps, desk, pulse)

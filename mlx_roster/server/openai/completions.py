@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mlx_roster.registry import Registry
 from mlx_roster.server.openai.counting import Gaps
+from mlx_roster.server.openai.desk import Desk
 from mlx_roster.server.openai.inference import Inference
 from mlx_roster.server.openai.schema import TextRequest
 from mlx_roster.server.openai.shapes import Form
@@ -21,6 +22,6 @@ TEXT = Form(
 )
 
 
-def text_completions(registry: Registry, gaps: Gaps, pulse: float = PULSE) -> Inference[TextRequest]:
+def text_completions(registry: Registry, gaps: Gaps, desk: Desk, pulse: float = PULSE) -> Inference[TextRequest]:
     """The endpoint."""
-    return Inference(registry, TextRequest, TEXT, gaps, pulse)
+    return Inference(registry, TextRequest, TEXT, gaps, desk, pulse)

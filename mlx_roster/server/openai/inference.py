@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from mlx_roster.config import ServerSettings
 from mlx_roster.core import Delta, Generation, Usage
 from mlx_roster.errors import InvalidRequest, WorkerCrashed
 from mlx_roster.registry import Lease, Registry
 from mlx_roster.registry.ports import Stream
-from mlx_roster.server.body import read_json
+from mlx_roster.server.body import object_of, read_body
 from mlx_roster.server.callers import resolved
 from mlx_roster.server.disconnect import cancel_on_disconnect
 from mlx_roster.server.exchange import Exchange
 from mlx_roster.server.openai.counting import Choice, Gaps, counted
+from mlx_roster.server.openai.desk import Desk
 from mlx_roster.server.openai.drafts import check_draft
 from mlx_roster.server.openai.fields import shown
 from mlx_roster.server.openai.parse import parse
@@ -33,26 +36,49 @@ from mlx_roster.server.sse import DONE, EventStream
 R = TypeVar("R", bound=GenerationRequest)
 T = TypeVar("T")
 
+#: Bytes of JSON that a token with its log-probability comes to, about.
+SCORE = 64
+
 
 class Inference(Generic[R]):
     """A generating route, as an ASGI endpoint: the lease is held until uvicorn has the last byte."""
 
-    def __init__(self, registry: Registry, schema: type[R], form: Form, gaps: Gaps, pulse: float = PULSE) -> None:
+    def __init__(
+        self, registry: Registry, schema: type[R], form: Form, gaps: Gaps, desk: Desk, pulse: float = PULSE
+    ) -> None:
         self._registry = registry
         self._gaps = gaps
         self._schema = schema
         self._form = form
+        self._desk = desk
         self._pulse = pulse
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange.of(scope)
-        account, caller = exchange.account, exchange.caller
-        account.operation = self._form.operation
+        exchange.account.operation = self._form.operation
+        with self._desk.place(exchange.caller.name) as came:
+            request = await self._request(scope, receive, came)
+            await self._answer(request, scope, receive, send)
+
+    async def _request(self, scope: Scope, receive: Receive, came: Callable[[int], None]) -> R:
+        """What the body asks for. `came` is told of each piece of it."""
         # Looked at for each request: a reload may change them.
         settings = self._registry.roster.server
-        body = await read_json(scope, receive, settings)
+        raw = await read_body(scope, receive, settings, came)
+        request, unknown = await self._desk.done(len(raw), partial(self._read, raw, settings))
+        Exchange.of(scope).ignored += unknown
+        return request
+
+    def _read(self, raw: bytes, settings: ServerSettings) -> tuple[R, list[str]]:
+        """On any thread. Raises what `object_of` and `parse` raise."""
+        body = object_of(raw)
         request, unknown = parse(self._schema, body, strict_fields=settings.strict_fields, n_limit=settings.n_limit)
-        exchange.ignored += unknown
+        request.prepare()
+        return request, unknown
+
+    async def _answer(self, request: R, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = Exchange.of(scope)
+        account, caller = exchange.account, exchange.caller
         account.stream = bool(request.stream)
         ref = resolved(self._registry, caller, request.model, request.adapters)
         account.model, account.adapter = ref.model, ref.adapter
@@ -80,7 +106,7 @@ class Inference(Generic[R]):
                         exchange.streaming = True
                         await _stream(choices, envelope, events, include_usage=request.include_usage)
                     else:
-                        await (await _whole(choices, envelope))(scope, receive, send)
+                        await (await _whole(choices, envelope, self._desk))(scope, receive, send)
         finally:
             exchange.client_gone = client.gone
 
@@ -113,9 +139,11 @@ def _submitted(lease: Lease, generations: Sequence[Generation]) -> Iterator[list
             stream.cancel()
 
 
-async def _whole(choices: Sequence[Choice], envelope: Envelope) -> Response:
+async def _whole(choices: Sequence[Choice], envelope: Envelope, desk: Desk) -> Response:
     answers = await _together([_collect(choice) for choice in choices])
-    return Response(envelope.whole(answers), media_type="application/json")
+    size = sum(len(answer.text) + SCORE * answer.aside.scored for answer in answers)
+    payload = await desk.done(size, partial(envelope.whole, answers))
+    return Response(payload, media_type="application/json")
 
 
 async def _collect(choice: Choice) -> Answered:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import msgspec
@@ -12,6 +13,9 @@ from mlx_roster.registry import Listing, Registry
 from mlx_roster.server.callers import resolved
 from mlx_roster.server.exchange import Exchange
 from mlx_roster.server.reply import reply
+
+#: Entries of a list that are written before the event loop turns: some milliseconds' worth.
+AT_ONCE = 256
 
 _encode = msgspec.json.Encoder().encode
 
@@ -24,10 +28,12 @@ class Models:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # One by one: of tens of thousands of dicts alive at once, the garbage collector would want to see each.
-        caller = Exchange.of(scope).caller
-        listing = self._registry.listing(sees=caller.sees)
-        listed = b",".join([_encode(entry(one)) for one in listing])
-        payload = b'{"object":"list","data":[' + listed + b"]}"
+        caller, listed = Exchange.of(scope).caller, list[bytes]()
+        for listing in self._registry.listings(sees=caller.sees):
+            if len(listed) % AT_ONCE == 0:
+                await asyncio.sleep(0)
+            listed.append(_encode(entry(listing)))
+        payload = b'{"object":"list","data":[' + b",".join(listed) + b"]}"
         await Response(payload, media_type="application/json")(scope, receive, send)
 
 

@@ -93,7 +93,7 @@ class ChatRequest(GenerationRequest):
         named = self._named
         return named if self.reasoning_effort is None else {**named, "reasoning_effort": self.reasoning_effort}
 
-    @property
+    @cached_property
     def tools_offered(self) -> Tools | None:
         return offered(self.tools or (), self.tool_choice, parallel=self.parallel_tool_calls is not False)
 

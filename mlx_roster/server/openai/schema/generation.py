@@ -77,9 +77,14 @@ class GenerationRequest(SamplingRequest):
     def echoed(self) -> bool:
         return False
 
-    @property
+    @cached_property
     def tools_offered(self) -> Tools | None:
         return None
+
+    def prepare(self) -> None:
+        """Make what takes long and is needed later. May be called on any thread, before all else."""
+        self.prompts  # noqa: B018 - it is kept
+        self.tools_offered  # noqa: B018
 
     def unheard(self, capabilities: Capabilities) -> list[str]:
         """Fields, or parts of them, that this model has no use for."""

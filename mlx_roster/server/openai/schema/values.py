@@ -20,6 +20,7 @@ from pydantic import (
     PlainValidator,
     Tag,
     WithJsonSchema,
+    model_validator,
 )
 from pydantic_core import PydanticCustomError
 
@@ -31,6 +32,8 @@ MAX_DEPTH = 64
 MAX_INT = 2**63 - 1
 MAX_COUNT = 2**31 - 1
 MAX_STOPS = 1024
+#: Of an object that takes no others than its own.
+MAX_FIELDS = 128
 # Each character of an answer may be compared with all of them, between two steps of everybody's.
 MAX_STOP = 512
 MAX_STOPS_TEXT = 64 * 1024
@@ -45,6 +48,14 @@ class Strict(BaseModel):
     """JSON types as they are: no number from a string, no integer from 3.0 or true."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_fields(cls, value: object) -> object:
+        # Of each that is not known there would be a complaint.
+        if isinstance(value, dict) and len(value) > MAX_FIELDS and cls.model_config["extra"] == "forbid":
+            raise PydanticCustomError("too_many", "must have at most {entries} entries", {"entries": MAX_FIELDS})
+        return value
 
 
 def schema_size(schema: dict[str, Any]) -> int:
