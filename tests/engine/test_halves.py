@@ -14,7 +14,7 @@ from mlx_roster.engine.written import Written
 from mlx_roster.errors import InternalError
 from mlx_roster.workers import wire
 from tests.engine import tiny
-from tests.engine.tiny import Driven, Recorder
+from tests.engine.tiny import Recorder
 
 
 def written(calls: Calls) -> Reader:
@@ -71,14 +71,15 @@ class Halved:
         return None
 
 
-def test_what_goes_into_no_frame_ends_its_own_sequence_only(engine: Driven, model: Path) -> None:
-    engine.said = engine._output = Frames()
-    other = engine.ask(tiny.request("hello world", 12))
-    engine.until_tokens(other, 1)
-    halved = engine.ask(tiny.request("hello", 100))
-    while halved not in engine._scheduler._running:
-        engine.turn()
-    engine._scheduler._running[halved].voice = Halved()
-    engine.until_ended(other, halved)
-    assert isinstance(engine.said.errors[halved], InternalError)
-    assert engine.said.text(other) == tiny.spoken(engine, tiny.solo(model, engine.tokenizer.encode("hello world"), 12))
+def test_what_goes_into_no_frame_ends_its_own_sequence_only(model: Path) -> None:
+    with tiny.driven(model, said=Frames()) as engine:
+        other = engine.ask(tiny.request("hello world", 12))
+        engine.until_tokens(other, 1)
+        halved = engine.ask(tiny.request("hello", 100))
+        while halved not in engine._scheduler._running:
+            engine.turn()
+        engine._scheduler._running[halved].voice = Halved()
+        engine.until_ended(other, halved)
+        assert isinstance(engine.said.errors[halved], InternalError)
+        alone = tiny.solo(model, engine.tokenizer.encode("hello world"), 12)
+        assert engine.said.text(other) == tiny.spoken(engine, alone)

@@ -84,8 +84,7 @@ class Unspeakable(tiny.Recorder):
 
 
 def test_what_cannot_be_passed_on_is_named(model: Path, heard: pytest.LogCaptureFixture) -> None:
-    with tiny.driven(model) as engine:
-        engine.said = engine._output = Unspeakable()
+    with tiny.driven(model, said=Unspeakable()) as engine:
         both = [engine.ask(of(name, tiny.request(PROMPT, 5))) for name in ("one", "two")]
         engine.until_ended(*both)
         assert both[1] not in engine.said.errors

@@ -305,8 +305,10 @@ class Recorder:
 class Driven(Engine):
     """An engine turned by the test, on the test's thread."""
 
-    def __init__(self, loaded: Loaded, source: ModelSource, reader: Adapters | None = None) -> None:
-        self.said = Recorder()
+    def __init__(
+        self, loaded: Loaded, source: ModelSource, reader: Adapters | None = None, said: Recorder | None = None
+    ) -> None:
+        self.said = said or Recorder()
         #: What the batch gave for each sequence, an end-of-sequence token included.
         self.tokens: defaultdict[int, list[int]] = defaultdict(list)
         self.tokenizer = loaded.tokenizer
@@ -347,9 +349,9 @@ class Driven(Engine):
             self.turn()
 
 
-def driven(model: Path, **limits: Any) -> Driven:
+def driven(model: Path, said: Recorder | None = None, **limits: Any) -> Driven:
     where = source(model, **limits)
-    return Driven(load(where, lambda done, total: None), where)
+    return Driven(load(where, lambda done, total: None), where, said=said)
 
 
 def alone(model: Path, over: Path | None = None) -> Any:
