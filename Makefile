@@ -17,9 +17,9 @@ OPENCODE := tests/clients/opencode
 demo: $(VENV)/.installed
 	$(BIN)/mlx-roster demo
 
-# Most of a test's time is spent waiting for processes: two at once are about twice as fast, on two cores too.
+# Most of a test's time is spent waiting for processes: several at once are that much faster, on two cores too.
 test: $(VENV)/.installed-dev
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 4
 
 clients: $(VENV)/.installed-dev .venv-clients/.installed .venv-aider/.installed \
   $(JS)/node_modules/.installed $(OPENCODE)/node_modules/.installed

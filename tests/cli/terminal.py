@@ -54,6 +54,15 @@ class Terminal:
     def say(self, line: str) -> None:
         self.press(f"{line}\n")
 
+    def interrupt(self, pattern: str) -> str:
+        """Press Ctrl-C until it is answered: Python does not wake up for one that comes just as it begins to read."""
+        for _ in range(PATIENCE):
+            self.press("\x03")
+            with self._more:
+                if self._more.wait_for(lambda: re.search(pattern, self.text[self._seen :]), 1):
+                    break
+        return self.until(pattern)
+
     def until(self, pattern: str) -> str:
         """Wait for what comes after the last that was waited for to match."""
         with self._more:

@@ -125,8 +125,8 @@ def test_ctrl_c_ends_the_answer_and_not_the_talk(server: Server) -> None:
             while running():
                 pass
         terminal.until("busy> ")
-        terminal.press("half a line\x03")
-        terminal.until("Ctrl-D ends the talk")
+        terminal.press("half a line")
+        terminal.interrupt("Ctrl-D ends the talk")
         terminal.say("/model atlas")
         terminal.until("atlas> ")
         terminal.say("/clear")
