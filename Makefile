@@ -17,9 +17,10 @@ OPENCODE := tests/clients/opencode
 demo: $(VENV)/.installed
 	$(BIN)/mlx-roster demo
 
-# Most of a test's time is spent waiting for processes: several at once are that much faster, on two cores too.
+# Most of a test's time is spent waiting for processes: several at once are that much faster, on two cores too. Who is
+# through with its own takes from the others, since some take a thousand times as long.
 test: $(VENV)/.installed-dev
-	$(BIN)/pytest -n 4
+	$(BIN)/pytest -n 4 --dist worksteal
 
 clients: $(VENV)/.installed-dev .venv-clients/.installed .venv-aider/.installed \
   $(JS)/node_modules/.installed $(OPENCODE)/node_modules/.installed
