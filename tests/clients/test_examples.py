@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -46,5 +47,7 @@ def test_curl(url: str) -> None:
     listed, answer, stream = run(url, str(CLIENT / "chat.sh")).split("\n", 2)
     assert '"atlas:pirate"' in listed
     assert PLAIN in answer
-    assert stream.count("data: ") > 3
-    assert stream.rstrip().endswith("data: [DONE]")
+    *events, done = [line.removeprefix("data: ") for line in stream.splitlines() if line.startswith("data: ")]
+    deltas = [json.loads(event)["choices"][0]["delta"] for event in events]
+    assert "".join(delta.get("content") or "" for delta in deltas) == PIRATE
+    assert done == "[DONE]"
