@@ -20,7 +20,7 @@ demo: $(VENV)/.installed
 # Most of a test's time is spent waiting for processes: several at once are that much faster, on two cores too. Who is
 # through with its own takes from the others, since some take a thousand times as long.
 test: $(VENV)/.installed-dev
-	$(BIN)/pytest -n 4 --dist worksteal
+	$(BIN)/pytest -n 3 --dist worksteal
 
 clients: $(VENV)/.installed-dev .venv-clients/.installed .venv-aider/.installed \
   $(JS)/node_modules/.installed $(OPENCODE)/node_modules/.installed
