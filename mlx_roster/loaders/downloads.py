@@ -21,6 +21,9 @@ logger = logging.getLogger(__name__)
 #: So many bytes are kept of what the process said last, for the log.
 LAST_WORDS = 4000
 
+#: How long a process that has said its last may take to be gone, in seconds.
+LEAVE = 1.0
+
 
 class Download:
     """One repo on its way into the local cache, for all who join: the last who leaves ends it.
@@ -95,6 +98,9 @@ class Download:
             process.stdin.write(json.dumps(self.request).encode() + b"\n")
             end = await self._end(process)
             level = logging.DEBUG if end else logging.WARNING
+            with contextlib.suppress(TimeoutError):
+                # To kill what ends by itself can take its status from asyncio, which then warns and makes one up.
+                await asyncio.wait_for(process.wait(), LEAVE)
         finally:
             await self._bury(process)
             last_words = await listener
