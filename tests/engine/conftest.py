@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,12 @@ def adapters(shelf: Path, model: Path) -> list[Path]:
         )
         for index in range(16)
     ]
+
+
+@pytest.fixture
+def swept(alone: Any) -> None:
+    """For tests that measure memory: nothing earlier ones have left is freed in the middle, nor `alone` loaded."""
+    gc.collect()
 
 
 @pytest.fixture

@@ -97,6 +97,7 @@ def test_sequences_of_one_prompt_can_have_an_adapter(model: Path, adapters: list
         assert {engine.said.text(number) for number in numbers} == {engine.answer(asked)}
 
 
+@pytest.mark.usefixtures("swept")
 def test_no_caches_are_held_once_all_have_begun(long: Path) -> None:
     with tiny.driven(long, prompt_cache_entries=0) as engine:
         again(engine, several(4))

@@ -22,6 +22,8 @@ from tests.engine.test_forks import ask as ask_several
 from tests.engine.test_scoring import prompt_scores
 from tests.engine.tiny import Driven, words
 
+pytestmark = pytest.mark.usefixtures("swept")
+
 #: Bytes of a token of `wide` in 8 bits: its 2,048 numbers, and a scale and a bias in float32 for each 64 of them.
 QUANTIZED = 2048 + 2048 // 64 * 8
 

@@ -403,6 +403,7 @@ def test_hot_loading_an_adapter_does_not_disturb_streams(engine: Driven, adapter
     assert engine.said.text(stream) == alone
 
 
+@pytest.mark.usefixtures("swept")
 def test_idle_engine_reports_once_and_holds_no_more_than_before(model: Path) -> None:
     with tiny.driven(model, prompt_cache_entries=0) as engine:
         engine.rest()

@@ -119,6 +119,7 @@ def test_adapter_saved_in_half_precision_is_served(tmp_path: Path, model: Path, 
         says(engine, sequence, tiny.solo(model, PROMPTS[3], 14, folder))
 
 
+@pytest.mark.usefixtures("swept")
 def test_resident_adapter_costs_its_bytes(model: Path, adapters: list[Path]) -> None:
     expected = bank_bytes([adapter_sides(folder) for folder in adapters], 16, None)
     with tiny.driven(model, max_adapters=16, prompt_cache_entries=0) as engine:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import threading
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,7 @@ from tests.engine import tiny
 from tests.engine.sharing import ANSWER, ONE, PER_TOKEN, PROMPT, WIDE, ask, resting, said_alone, together
 from tests.engine.tiny import Driven, Recorder, words
 
-
-@pytest.fixture(autouse=True)
-def _clean(alone: Any) -> None:
-    """What earlier tests have left is not to be freed in the middle of this one."""
-    gc.collect()
+pytestmark = pytest.mark.usefixtures("swept")
 
 
 def test_model_says_what_its_caches_take(alone: Any) -> None:

@@ -150,6 +150,7 @@ def test_text_of_scored_tokens_is_exact(model: Path) -> None:
         assert b"".join(one.text for one in prompt_scores(engine, number)).decode() == text
 
 
+@pytest.mark.usefixtures("swept")
 @pytest.mark.parametrize("entries", [0, 32])
 def test_what_a_running_sequence_began_with_is_held_once(tmp_path: Path, entries: int) -> None:
     long = tiny.write_model(tmp_path / "long", max_position_embeddings=8192)
