@@ -2,34 +2,28 @@
 
 python -m bench.connections [--connections 512] [--cycles 1000] [--loads 100] [--model FOLDER]
 
-All the while a process of its own asks for /health, /v1/models and /metrics, twice a second each, over connections that
-it keeps.
+All the while `bench.prober` asks for /health, /v1/models and /metrics, twice a second each.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import http.client
 import json
-import math
-import multiprocessing
 import random
 import resource
-import statistics
 import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import psutil
 
 from bench.models import SMALL, VOCABULARY, write_model
+from bench.prober import probing, spread
 from bench.servers import Broken, Ours, serving, settle
 
 PROBED = ("/health", "/v1/models", "/metrics")
@@ -135,41 +129,6 @@ def load_and_unload(server: Ours, model: str, count: int) -> list[float]:
     return took
 
 
-def probe(host: str, port: int, ended: Connection) -> None:
-    """Ask until told to stop; then say how long each answer took, in seconds, by path."""
-    took: dict[str, list[float]] = {path: [] for path in PROBED}
-    connections = {path: http.client.HTTPConnection(host, port, timeout=PATIENCE) for path in PROBED}
-    while not ended.poll(EVERY):
-        for path, connection in connections.items():
-            begun = time.perf_counter()
-            connection.request("GET", path)
-            answer = connection.getresponse()
-            answer.read()
-            took[path].append(time.perf_counter() - begun)
-            if answer.status != 200:
-                raise Broken(f"{path} answered {answer.status}")
-    ended.send(took)
-
-
-@contextmanager
-def probing(server: Ours) -> Iterator[Callable[[], dict[str, list[float]]]]:
-    """A prober in a process of its own; what it yields ends it and returns what it has found."""
-    ours, theirs = multiprocessing.get_context("spawn").Pipe()
-    prober = multiprocessing.get_context("spawn").Process(target=probe, args=(server.host, server.port, theirs))
-    prober.start()
-
-    def found() -> dict[str, list[float]]:
-        ours.send(None)
-        result: dict[str, list[float]] = ours.recv()
-        return result
-
-    try:
-        yield found
-    finally:
-        prober.kill()
-        prober.join()
-
-
 def idle(server: Ours) -> None:
     """Wait until nothing runs and nothing waits."""
     deadline = time.monotonic() + PATIENCE
@@ -181,9 +140,7 @@ def idle(server: Ours) -> None:
 
 def milliseconds(took: Sequence[float]) -> str:
     """p50, p99 and max, as cells."""
-    ranked = sorted(took)
-    p99 = ranked[math.ceil(0.99 * len(ranked)) - 1]
-    return " | ".join(f"{1000 * value:,.0f}" for value in (statistics.median(ranked), p99, ranked[-1]))
+    return " | ".join(f"{1000 * value:,.0f}" for value in spread(took))
 
 
 def held_rows(before: Held, after: Held) -> Iterator[str]:
@@ -197,7 +154,8 @@ def held_rows(before: Held, after: Held) -> Iterator[str]:
 
 
 def measure(server: Ours, model: str, connections: int, cycles: int, loads: int) -> Iterator[str]:
-    with probing(server) as found:
+    url = f"http://{server.host}:{server.port}"
+    with probing(url, server.process.pid, PROBED, EVERY / len(PROBED)) as found:
         load_and_unload(server, model, 1)
         post(server, f"/admin/models/{model}/load")
         took = asyncio.run(burst(server, model, connections))
@@ -225,7 +183,9 @@ def measure(server: Ours, model: str, connections: int, cycles: int, loads: int)
         yield "| | p50 ms | p99 ms | max ms | asked |"
         yield "|---|---|---|---|---|"
         for path, answers in found().items():
-            yield f"| `{path}` | {milliseconds(answers)} | {len(answers)} |"
+            if wrong := [answer.status for answer in answers if answer.status != 200]:
+                raise Broken(f"{path} answered {wrong[0]}")
+            yield f"| `{path}` | {milliseconds([answer.took for answer in answers])} | {len(answers)} |"
 
 
 def main() -> None:

@@ -6,9 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import os
-import statistics
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ from bench.chaos.ledger import Ledger
 from bench.chaos.rosters import Rosters
 from bench.chaos.server import PATIENCE, Holdings, Server, Stuck
 from bench.chaos.traffic import LIMITS, Traffic
+from bench.prober import Answer, probing, spread
 from bench.servers import settle
 
 #: What the server process may hold more at the end than after the warm-up: files, asyncio's pool of threads, and
@@ -88,7 +87,6 @@ class _Run:
         self._server = server
         self._ledger = Ledger(server, rosters, say)
         self._wrong: list[str] = []
-        self._pulses: defaultdict[str, list[float]] = defaultdict(list)
 
     async def through(self) -> Report:
         with self._accompanied():
@@ -97,11 +95,15 @@ class _Run:
             before = await self._at_rest()
             began = time.monotonic()
             async with self._client() as http:
-                await self._chaos(http)
+                with probing(self._server.url, self._server.process.pid, WATCHED, PULSE) as watched:
+                    await self._chaos(http)
+                    answers = watched()
                 took = time.monotonic() - began
                 metrics = (await http.get("/metrics")).text
             after = await self._at_rest()
             await self._compare(before, after)
+        for answer in itertools.chain(*answers.values()):
+            self._expect(answer.status == 200, f"{answer.path}: {answer.status}")
         code, left = await asyncio.to_thread(self._server.stop)
         self._expect(code == 0, f"SIGTERM ended it with {code}")
         self._expect(not left, f"processes are left: {left}")
@@ -113,7 +115,7 @@ class _Run:
             "budget": self._rosters.budget,
             **self._ledger.figures(),
             **_counted(metrics),
-            "watched": {path: _spread(pulses) for path, pulses in self._pulses.items()},
+            "watched": {path: _watched(each) for path, each in answers.items()},
             "before": asdict(before),
             "after": asdict(after),
         }
@@ -142,28 +144,12 @@ class _Run:
         traffic = Traffic(http, self._ledger)
         disorder = Disorder(self._server, self._rosters, traffic, self._ledger, http, self._plan.seed)
         clients = asyncio.create_task(traffic.run(self._plan.clients, self._plan.seed))
-        watching = asyncio.create_task(self._watch(http))
         await disorder.run(self._plan.seconds, self._plan.pace)
         traffic.stop()
         await clients
-        watching.cancel()
-        await asyncio.wait([watching])
         self._rosters.restore()
         answer = await http.post("/admin/reload")
         self._expect(answer.status_code == 200, f"the last reload: {answer.status_code} {answer.text}")
-
-    async def _watch(self, http: httpx.AsyncClient) -> None:
-        """Ask how the server is, all the time."""
-        for path in itertools.cycle(WATCHED):
-            begun = time.monotonic()
-            try:
-                answer = await http.get(path, timeout=PATIENCE)
-            except httpx.HTTPError as error:
-                self._wrong.append(f"{path}: {type(error).__name__}: {error}")
-            else:
-                self._expect(answer.status_code == 200, f"{path}: {answer.status_code} {answer.text}")
-            self._pulses[path].append(time.monotonic() - begun)
-            await asyncio.sleep(PULSE)
 
     async def _at_rest(self) -> Holdings:
         """Unload everything, wait until nothing is going on, and look."""
@@ -209,14 +195,19 @@ class _Run:
             self._expect(answer.json()["status"] == "ok", f"/health: {answer.text}")
 
 
-def _spread(seconds: Sequence[float]) -> dict[str, float]:
-    cuts = statistics.quantiles(seconds, n=100) if len(seconds) > 1 else [0.0] * 99
+def _watched(answers: Sequence[Answer]) -> dict[str, Any]:
+    """How long they took, and how long of that was a wait for a processor: median, 99th percentile, maximum, in ms."""
     return {
-        "asked": len(seconds),
-        "p50": round(cuts[49], 4),
-        "p99": round(cuts[98], 4),
-        "slowest": round(max(seconds, default=0.0), 3),
+        "asked": len(answers),
+        "took": _milliseconds([answer.took for answer in answers]),
+        "server_waited": _milliseconds([answer.server_waited for answer in answers]),
+        "asker_waited": _milliseconds([answer.asker_waited for answer in answers]),
+        "rest": _milliseconds([answer.rest for answer in answers]),
     }
+
+
+def _milliseconds(seconds: Sequence[float]) -> list[float]:
+    return [round(1000 * value, 1) for value in spread(seconds)]
 
 
 def _counted(metrics: str) -> dict[str, dict[str, int]]:
