@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Literal
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -17,11 +19,16 @@ from mlx_roster.config.machine import budget_bytes, check_budget, physical_memor
 from mlx_roster.config.units import format_bytes
 from mlx_roster.errors import ConfigError, LoadFailed
 from mlx_roster.loaders.sizes import Sides, adapter_sides, estimate_with
-from mlx_roster.loaders.source import cached, check_folder, draft_folders
+from mlx_roster.loaders.source import cached, check_folder, draft_folders, offline_by_environment
 from mlx_roster.reading import too_much
 
 _SIZES = ("weights", "adapters", "kv", "estimated")
 _COLUMNS = ("model", "source", *_SIZES, "")
+
+#: A terminal that is too narrow for all of them goes without these, in this order; remarks may be wrapped to so many
+#: characters.
+_DISPENSABLE = ("kv", "adapters", "source", "weights")
+_LEGIBLE = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,8 +167,10 @@ def _cost(name: str, entry: ModelEntry, roster: Roster, budget: int) -> ModelCos
         folder = _folder(entry)
         found = estimate_with(folder, entry, roster.memory.headroom, sides, _drafts(entry))
     except _NotHere as missing:
-        later = ", and the roster says offline" if roster.offline else "; the first request for it downloads it"
-        return ModelCost(name, source, problems=problems, remark=f"{missing}{later}")
+        if roster.offline or offline_by_environment():
+            why = "the roster says offline" if roster.offline else "HF_HUB_OFFLINE is set"
+            return ModelCost(name, source, problems=(f"{missing}, and {why}", *problems))
+        return ModelCost(name, source, problems=problems, remark=f"{missing}; the first request for it downloads it")
     except LoadFailed as error:
         return ModelCost(name, source, problems=(error.message, *problems))
     fits = found.total <= budget
@@ -208,17 +217,37 @@ def _shown(folder: Path, base: Path) -> str:
 def render(report: Report, console: Console) -> None:
     """Print `report`: a table on a terminal, aligned lines elsewhere."""
     rows = [_row(model, report.budget) for model in report.models]
-    if console.is_terminal:
-        table = Table(box=None, pad_edge=False)
-        for column in _COLUMNS:
-            table.add_column(column, justify="right" if column in _SIZES else "left")
-        for row in rows:
-            # Text: names in square brackets are no markup.
-            table.add_row(*map(Text, row))
-        console.print(table)
+    if not rows:
+        _print_lines(["no model is listed"], console)
+    elif console.is_terminal:
+        console.print(_table(rows, console.width))
     else:
         _print_lines(_aligned([_COLUMNS, *rows]), console)
     _print_lines(["", *_verdict(report)], console)
+
+
+def _table(rows: list[tuple[str, ...]], width: int) -> Table:
+    """As many of the columns as `width` has room for, whole: two models may differ in the end of their names."""
+    widest = {name: max(map(cell_len, cells)) for name, *cells in zip(_COLUMNS, _COLUMNS, *rows, strict=True)}
+    widest[""] = min(widest[""], _LEGIBLE)
+    shown = list(_COLUMNS)
+    for name in _DISPENSABLE:
+        if _together(widest, shown) > width:
+            shown.remove(name)
+    whole = _together(widest, shown) <= width
+    table = Table(box=None, pad_edge=False)
+    for name in shown:
+        justify: Literal["left", "right"] = "right" if name in _SIZES else "left"
+        table.add_column(name, justify=justify, no_wrap=whole and name != "", overflow="fold")
+    for row in rows:
+        # Text: names in square brackets are no markup.
+        table.add_row(*(Text(cell) for name, cell in zip(_COLUMNS, row, strict=True) if name in shown))
+    return table
+
+
+def _together(widths: Mapping[str, int], columns: Sequence[str]) -> int:
+    """Of a line with these columns, which lie two characters apart."""
+    return sum(widths[name] + 2 for name in columns) - 2
 
 
 def _row(model: ModelCost, budget: int) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shlex
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -30,6 +31,9 @@ Counts = Mapping[str, tuple[int, int]]
 #: Models and adapters that are named at the start. There may be thousands.
 SHOWN = 50
 
+#: Where clients on this machine look for a server if nobody says where it is.
+USUAL = "http://127.0.0.1:8080"
+
 #: How often bars move, in seconds.
 TICK = 0.1
 
@@ -41,7 +45,8 @@ class Display:
     """The server's face. `console` is standard error, so that standard output stays free for what is asked for.
 
     All that it shows is written on a thread of its own, which the end of its `with` block waits for. `log_format` is
-    the command line's, and wins over the roster's.
+    the command line's, and wins over the roster's. `program` is what a shell finds this program by, `invitation` what
+    its `chat` could be given for a first try; the first model if it is empty.
     """
 
     def __init__(
@@ -50,8 +55,12 @@ class Display:
         verbose: bool = False,
         log_format: Literal["auto", "text", "json"] | None = None,
         console: Console | None = None,
+        program: Sequence[str] = ("mlx-roster",),
+        invitation: Sequence[str] = (),
     ) -> None:
         self.console = console or Console(stderr=True)
+        self._program = program
+        self._invitation = invitation
         self._log_format = log_format
         # What others log at lower levels repeats ours, speaks of connections, or quotes what nobody may read.
         logging.basicConfig(level=logging.WARNING, handlers=[], force=True)
@@ -114,7 +123,13 @@ class Display:
         self.console.print(table)
         if rest:
             self.console.print(f"  {rest}", style="dim")
-        self.console.print(f"\n  Ready at [bold]{url}/v1[/bold]  [dim](Ctrl-C stops)[/dim]\n")
+        self.console.print(f"\n  Ready at [bold]{url}/v1[/bold]  [dim](Ctrl-C stops)[/dim]")
+        if shown:
+            words = [*self._program, "chat", *(self._invitation or [shown[0].id])]
+            there = [] if url == USUAL else ["--url", url]
+            self.console.print("  In another terminal:", style="dim")
+            self.console.out(f"    {shlex.join([*words, *there])}", highlight=False)
+        self.console.print()
 
     @asynccontextmanager
     async def watching(self, counts: Callable[[], tuple[Counts, Counts]]) -> AsyncIterator[None]:

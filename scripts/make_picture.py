@@ -56,7 +56,7 @@ def main() -> None:
     console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True, color_system="truecolor")
     port = free_port()
     with Terminal("demo", "--port", str(port)) as server:
-        lines = server.until("Ready at").splitlines()
+        lines = server.until(" mlx-roster chat").splitlines()
         first = next(number for number, line in enumerate(lines) if "atlas" in line)
         show(console, ("demo",), "\n".join(lines[first:]), port)
         console.print("# in another terminal", style="bright_black")
@@ -73,7 +73,8 @@ def show(console: Console, words: tuple[str, ...], said: str, port: int) -> None
     """A command, and what it printed."""
     line = " ".join(f'"{word}"' if " " in word else word for word in words)
     console.print(Text.assemble(("$ ", "bright_black"), ("mlx-roster ", "bold"), (line, "bold")))
-    printed = Text.from_ansi(said.replace(f":{port}/", ":8080/").replace("\r", "").strip("\n"))
+    said = said.replace(f" --url http://127.0.0.1:{port}", "").replace(f":{port}/", ":8080/")
+    printed = Text.from_ansi(said.replace("\r", "").strip("\n"))
     for row in printed.split("\n"):
         row.rstrip()
         console.print(row, no_wrap=True, overflow="ellipsis")

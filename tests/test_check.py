@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
-import huggingface_hub.constants
 import pytest
 from rich.console import Console
 
@@ -12,6 +14,7 @@ from mlx_roster.check import Report, check, render
 from mlx_roster.config import Roster
 from mlx_roster.config.load import parse
 from mlx_roster.config.machine import recommended_working_set
+from tests.loaders import hub_cache
 from tests.loaders.test_sizes import mlxlm, tensors, write
 
 KIB = 2**10
@@ -19,7 +22,7 @@ KIB = 2**10
 
 @pytest.fixture(autouse=True)
 def _empty_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    hub_cache.use(tmp_path / "hub", monkeypatch)
 
 
 @pytest.fixture
@@ -139,17 +142,37 @@ def test_models_that_are_not_here(base: Path) -> None:
 
 def test_models_that_are_not_here_and_will_not_come(base: Path) -> None:
     models = "{a: {source: org/name}, b: {source: ./small, draft: {model: org/far}}}"
-    found = check(parse(f"offline: true\nmodels: {models}", name="roster.yaml", base=base)).models
-    assert [model.remark for model in found] == [
-        "not downloaded yet, and the roster says offline",
-        "its draft org/far is not downloaded yet, and the roster says offline",
+    report = check(parse(f"offline: true\nmodels: {models}", name="roster.yaml", base=base))
+    assert report.exit_code == 1
+    assert [model.problems for model in report.models] == [
+        ("not downloaded yet, and the roster says offline",),
+        ("its draft org/far is not downloaded yet, and the roster says offline",),
     ]
+
+
+def test_the_environment_may_keep_a_model_from_coming_too(base: Path) -> None:
+    (base / "roster.yaml").write_text("models: {a: {source: org/name}}")
+    command = [sys.executable, "-m", "mlx_roster", "check", str(base / "roster.yaml")]
+    for value, code, words in (
+        ("1", 1, "and HF_HUB_OFFLINE is set"),
+        ("0", 0, "the first request for it downloads it"),
+    ):
+        env = os.environ | {"HF_HUB_CACHE": str(base / "hub"), "HF_HUB_OFFLINE": value}
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=60)
+        assert (done.returncode, done.stderr) == (code, "")
+        assert f"not downloaded yet{',' if code else ';'} {words}" in done.stdout
 
 
 def test_no_model_is_here(base: Path) -> None:
     report = check(roster(base, "{a: {source: org/name}}"))
     assert report.exit_code == 0
     assert shown(report)[-1].startswith("not counted")
+
+
+def test_a_roster_without_models(base: Path) -> None:
+    report = check(parse("discover: {hub_cache: true}", name="roster.yaml", base=base))
+    assert report.exit_code == 0
+    assert shown(report)[0] == "no model is listed"
 
 
 def test_a_budget_beyond_the_machine(base: Path) -> None:
@@ -192,6 +215,34 @@ def test_a_terminal_gets_a_table(base: Path) -> None:
     assert lines[0].split() == ["model", "source", "weights", "adapters", "kv", "estimated"]
     assert lines[1].split() == ["[bold]a", "small", "10", "KiB", "0", "B", "0", "B", "10", "KiB", "fits"]
     assert lines[-1] == "it fits: 10 KiB of 100 KiB"
+
+
+@pytest.mark.parametrize(
+    ("width", "heads"),
+    [
+        (140, ["model", "source", "weights", "adapters", "kv", "estimated"]),
+        (110, ["model", "source", "weights", "estimated"]),
+        (80, ["model", "weights", "estimated"]),
+        (64, ["model", "estimated"]),
+    ],
+)
+def test_names_are_whole_in_a_narrow_terminal(base: Path, width: int, heads: list[str]) -> None:
+    """What gives way are columns, and the words at the end."""
+    models = "{Qwen3-4B-Instruct-2507-4bit: {source: org/Qwen3-4B-Instruct-2507-4bit}, a: {source: ./small}}"
+    lines = shown(check(roster(base, models)), terminal=True, width=width)
+    table = lines[: lines.index("")]
+    assert table[0].split() == heads
+    assert table[1].split()[0] == "Qwen3-4B-Instruct-2507-4bit"
+    assert ("org/Qwen3-4B-Instruct-2507-4bit" in table[1]) == ("source" in heads)
+    assert max(map(len, table)) <= width
+    assert table[-1].startswith("a ")
+    assert table[-1].endswith("fits")
+
+
+def test_a_name_wider_than_the_terminal_is_folded(base: Path) -> None:
+    models = "{Qwen3-4B-Instruct-2507-4bit: {source: ./small}}"
+    lines = shown(check(roster(base, models)), terminal=True, width=30)
+    assert "".join(line.split(" ")[0] for line in lines[1 : lines.index("")]) == "Qwen3-4B-Instruct-2507-4bit"
 
 
 def test_lines_for_a_pipe_are_not_wrapped(base: Path) -> None:

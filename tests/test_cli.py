@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from mlx_roster import __version__
+from mlx_roster.cli import ELSEWHERE, PANELS
 from mlx_roster.demo import directory
 from tests.serving import demo_roster, serving
 
@@ -49,6 +50,56 @@ def test_what_to_serve_must_be_said_once(arguments: list[str]) -> None:
     done = run(*arguments)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [("run", "'chat'"), ("list", "'check', 'ps'"), ("start", "'serve'"), ("help", "'--help'"), ("sevre", "'serve'")],
+)
+def test_who_comes_from_elsewhere_is_told_what_it_is_called_here(word: str, meant: str) -> None:
+    done = run(word, "atlas", COLUMNS="200")
+    assert done.returncode == 2
+    assert f"No such command '{word}'. Did you mean {meant}?" in done.stderr
+
+
+def test_what_commands_are_called_elsewhere_are_none_of_ours_and_what_is_meant_is() -> None:
+    here = {function.__name__ for commands in PANELS.values() for function in commands}
+    assert not here & ELSEWHERE.keys()
+    assert {name for names in ELSEWHERE.values() for name in names} <= here | {"--version", "--help"}
+
+
+@pytest.mark.parametrize(
+    ("path", "advice"),
+    [
+        (
+            "mlx-community/Qwen3-4B-4bit",
+            "mlx-roster serve --model mlx-community/Qwen3-4B-4bit serves a model of the Hub",
+        ),
+        ("team.yaml", "mlx-roster init team.yaml writes one"),
+        ("rosters/team.yaml", "mlx-roster init rosters/team.yaml writes one"),
+        (".", "mlx-roster serve --model . serves the model in a folder"),
+    ],
+)
+def test_a_roster_that_is_no_file(path: str, advice: str) -> None:
+    for command in ("serve", "check"):
+        done = run(command, path)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.splitlines()[1:] == [advice]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk here is always full")
+def test_output_that_has_no_room_is_said_in_a_line(tmp_path: Path) -> None:
+    roster = demo_roster(tmp_path)
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "mlx_roster", "check", str(roster)],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+    assert (done.returncode, done.stderr) == (1, "this cannot be written: No space left on device\n")
 
 
 def test_a_port_that_is_taken_is_said_before_anything_is_loaded() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +18,7 @@ from rich.console import Console
 from mlx_roster.config.settings import LogSettings
 from mlx_roster.console import Display
 from mlx_roster.logs import JsonLines, TextLines, fields, outline, printable, written
+from mlx_roster.registry import Listing
 from mlx_roster.workers.listening import Listener
 
 NASTY = "a\nb\r\n\x1b[2Jc\x9b31m\u202ed\u2028e\x7f\ud800f\x00\u0085g"
@@ -151,6 +153,26 @@ def test_the_form_of_the_log(terminal: bool, flag: Any, setting: Any, form: str)
         assert "hello" in first
         assert not first.startswith("{")
         assert any("Ready at" in line for line in rest)
+
+
+@pytest.mark.parametrize(
+    ("url", "invitation", "line"),
+    [
+        ("http://127.0.0.1:8080", (), "mlx-roster chat atlas"),
+        ("http://[::1]:9000", (), "mlx-roster chat atlas --url 'http://[::1]:9000'"),
+        (
+            "http://127.0.0.1:8080",
+            ("atlas:pirate", "--prompt", "Is it so?"),
+            "mlx-roster chat atlas:pirate --prompt 'Is it so?'",
+        ),
+    ],
+)
+def test_a_terminal_is_told_what_to_try(url: str, invitation: tuple[str, ...], line: str) -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=30)
+    with logging_as_it_was(), Display(console=console, invitation=invitation) as display:
+        display.ready(url, [Listing("atlas", None, 0, (), (), "unloaded", None, None, 0, 0, False, None)])
+    assert f"    {line}" in re.sub(r"\x1b\[\d*m", "", out.getvalue()).splitlines()
 
 
 def test_the_form_may_change_while_it_runs() -> None:

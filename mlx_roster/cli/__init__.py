@@ -2,24 +2,72 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from mlx_roster import __version__
 from mlx_roster.cli import chat, completing, doctor, operating, pulling, serving, starting, versions
+from mlx_roster.cli.failing import fail
+
+#: Commands that other servers' programs have, and what does the like here. Those that are only misspelt typer knows.
+ELSEWHERE = {
+    "run": ("chat",),
+    "talk": ("chat",),
+    "generate": ("chat",),
+    "list": ("check", "ps"),
+    "ls": ("check", "ps"),
+    "models": ("check", "ps"),
+    "show": ("check", "ps"),
+    "status": ("ps",),
+    "top": ("ps",),
+    "start": ("serve",),
+    "up": ("serve",),
+    "stop": ("unload",),
+    "kill": ("unload",),
+    "logs": ("events",),
+    "get": ("pull",),
+    "download": ("pull",),
+    "create": ("init",),
+    "validate": ("check",),
+    "version": ("--version",),
+    "help": ("--help",),
+}
+
+
+class _Commands(TyperGroup):
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and args[0] in ELSEWHERE and not ctx.resilient_parsing:
+            meant = ", ".join(f"'{name}'" for name in ELSEWHERE[args[0]])
+            ctx.fail(f"No such command '{args[0]}'. Did you mean {meant}?")
+        return super().resolve_command(ctx, args)
 
 
 class _Program(typer.Typer):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         completing.rejoin(os.environ)
-        return super().__call__(*args, **kwargs)
+        try:
+            return super().__call__(*args, **kwargs)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            # Python would try again with what it still has, at its end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            fail(f"this cannot be written: {error.strerror}", 1)
+        finally:
+            if "--install-completion" in sys.argv[1:2]:
+                completing.complete_at_once(Path.home())
 
 
 app = _Program(
     name="mlx-roster",
+    cls=_Commands,
     help="Serve many MLX models and LoRA adapters from one OpenAI-compatible endpoint.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

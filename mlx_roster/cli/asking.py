@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any, Self
+from typing import Any, TypeGuard
 from urllib.parse import quote
 
 import httpx2
 
 from mlx_roster.cli import shapes
 from mlx_roster.cli.conversation import Listed
-from mlx_roster.cli.remote import ANSWER_TIMEOUT, CONNECT_TIMEOUT, Refused, Unreachable, lines
+from mlx_roster.cli.remote import CONNECT_TIMEOUT, NO_ANSWER, Caller, Refused, Unreachable, decoded, lines
 
 #: How long a stream may be silent, in seconds. A server that has nothing to say yet says so every few seconds.
 SILENCE = 120.0
-
-_NO_ANSWER = (httpx2.RequestError, UnicodeError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,43 +44,41 @@ class Facts:
     load_ms: float = 0.0
 
 
-class Server:
-    """The OpenAI routes at `url`, which may end with /v1 or not. Use as a context manager.
+class Foreign(Unreachable):
+    """Somebody answers there, and not as OpenAI's API does. The message says so."""
 
-    Its methods raise Refused, and Unreachable where nobody answers, or somebody who speaks another language.
+
+class Server(Caller):
+    """The OpenAI routes of a server, which need not be ours.
+
+    Its methods raise Refused, Unreachable where nobody answers, and Foreign where somebody speaks another language.
     """
 
     def __init__(self, url: str, key: str | None = None) -> None:
-        self.url = f"{(url if '://' in url else f'http://{url}').rstrip('/').removesuffix('/v1')}/v1"
-        try:
-            # Not through a proxy of the environment: most servers are on this machine.
-            self._client = httpx2.Client(
-                base_url=self.url,
-                headers={} if not key else {"authorization": f"Bearer {key}"},
-                timeout=httpx2.Timeout(ANSWER_TIMEOUT, connect=CONNECT_TIMEOUT),
-                trust_env=False,
-            )
-        except (httpx2.InvalidURL, UnicodeError) as error:
-            raise self._unreachable() from error
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._client.close()
+        super().__init__(url, key, path="/v1")
 
     def models(self) -> list[Listed]:
         """All that there are."""
         listed = self._request("GET", "/models").get("data")
         if not isinstance(listed, list):
-            raise self._unreachable()
-        return [_listed(entry) for entry in listed if isinstance(entry, dict)]
+            raise self._foreign()
+        return [_listed(entry) for entry in listed if _is_model(entry)]
 
     def model(self, name: str) -> Listed:
         """One of them, by id or alias."""
-        return _listed(self._request("GET", f"/models/{quote(name, safe='/:')}"))
+        try:
+            found = self._request("GET", f"/models/{quote(name, safe='/:')}")
+            if not _is_model(found):
+                raise self._refused(found)
+            return _listed(found)
+        except (Refused, Foreign) as error:
+            if isinstance(error, Refused) and error.code:
+                raise
+        # Not all servers have a route for a single one.
+        for listed in self.models():
+            if listed.id == name:
+                return listed
+        raise Refused(_complaint(f"{self.url} lists no model {name}"))
 
     def whole(self, request: dict[str, Any]) -> dict[str, Any]:
         """The whole response to a chat completion, once it is there."""
@@ -101,15 +95,16 @@ class Server:
         begun = False
         try:
             with self._client.stream("POST", "/chat/completions", json=body, timeout=patience) as response:
-                if not response.is_success:
-                    raise self._refused(_decoded(response.read()))
-                if not response.headers.get("content-type", "").startswith("text/event-stream"):
-                    raise self._unreachable()
+                kind = response.headers.get("content-type", "")
+                if not response.is_success or kind.startswith("application/json"):
+                    raise self._refused(decoded(response.read()))
+                if not kind.startswith("text/event-stream"):
+                    raise self._foreign()
                 begun = True
                 facts.ignored = response.headers.get("x-roster-ignored")
                 facts.load_ms = _number(response.headers.get("x-roster-load-ms"))
                 yield from self._said(response.iter_bytes(), facts)
-        except _NO_ANSWER as error:
+        except NO_ANSWER as error:
             if begun:
                 raise Unreachable(f"the server at {self.url} has broken off") from error
             raise self._unreachable() from error
@@ -121,30 +116,43 @@ class Server:
             elif line == "data: [DONE]":
                 return
             elif line.startswith("data:"):
-                chunk = _decoded(line[5:])
+                chunk = decoded(line[5:])
                 if not isinstance(chunk, dict) or "error" in chunk:
                     raise self._refused(chunk)
                 yield from _told(chunk, facts)
-        raise Unreachable(f"the server at {self.url} has broken off")
+        if facts.finish is None:
+            raise Unreachable(f"the server at {self.url} has broken off")
 
     def _request(self, method: str, path: str, **options: Any) -> dict[str, Any]:
         try:
             response = self._client.request(method, path, **options)
-        except _NO_ANSWER as error:
+        except NO_ANSWER as error:
             raise self._unreachable() from error
-        body = _decoded(response.content)
+        body = decoded(response.content)
         if not response.is_success or not isinstance(body, dict):
             raise self._refused(body)
         return body
 
-    def _refused(self, body: Any) -> Refused | Unreachable:
-        return Refused(body) if shapes.fits(body, shapes.Error) else self._unreachable()
+    def _refused(self, body: Any) -> Refused | Foreign:
+        """What an answer comes to that is none. Other servers say what is wrong in other ways."""
+        if shapes.fits(body, shapes.Error):
+            return Refused(body)
+        error = body.get("error", body.get("detail")) if isinstance(body, dict) else None
+        words = error.get("message") if isinstance(error, dict) else error
+        return Refused(_complaint(words)) if isinstance(words, str) and words else self._foreign()
+
+    def _foreign(self) -> Foreign:
+        return Foreign(f"what answers at {self.url} does not speak OpenAI's API; --url says where a server is")
 
     def _unreachable(self) -> Unreachable:
         return Unreachable(
             f"no server answers at {self.url}\n"
             "start one in another terminal (mlx-roster serve, or mlx-roster demo), or say where it is with --url"
         )
+
+
+def _complaint(words: str) -> dict[str, Any]:
+    return {"error": {"message": words, "code": None}}
 
 
 def _told(chunk: dict[str, Any], facts: Facts) -> Iterator[Piece]:
@@ -167,11 +175,15 @@ def _told(chunk: dict[str, Any], facts: Facts) -> Iterator[Piece]:
                 yield Piece(text, reasoning=key != "content")
 
 
+def _is_model(entry: object) -> TypeGuard[dict[str, Any]]:
+    return isinstance(entry, dict) and isinstance(entry.get("id"), str)
+
+
 def _listed(entry: dict[str, Any]) -> Listed:
     parent, roster = entry.get("parent"), entry.get("roster")
     aliases = roster.get("aliases") if isinstance(roster, dict) else None
     return Listed(
-        str(entry.get("id")),
+        entry["id"],
         parent if isinstance(parent, str) else None,
         tuple(map(str, aliases)) if isinstance(aliases, list) else (),
     )
@@ -182,11 +194,3 @@ def _number(text: str | None) -> float:
         return float(text or 0)
     except ValueError:
         return 0.0
-
-
-def _decoded(text: str | bytes) -> Any:
-    """JSON; None where it is not."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None

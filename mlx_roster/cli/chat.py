@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from mlx_roster.cli import completing, places
-from mlx_roster.cli.operating import Url
+from mlx_roster.cli.operating import Door, Url, usable
 from mlx_roster.cli.terminal import Screen, clean
 
 if TYPE_CHECKING:
@@ -54,23 +54,29 @@ def chat(
 
     In a talk, /help lists what there is: other models and adapters, settings, /retry. Ctrl-C stops an answer.
     """
-    from mlx_roster.cli.asking import Server
     from mlx_roster.cli.conversation import Conversation
-    from mlx_roster.cli.remote import Refused, Unreachable
 
     given = {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens, "seed": seed}
     settings = {name: value for name, value in given.items() if value is not None}
-    conversation = Conversation(name=model, system=system, settings=settings)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # an answer may have what the locale's encoding lacks
             stream.reconfigure(errors="replace")
+    _converse((url, key), Conversation(name=model, system=system, settings=settings), prompt, json=json)
+
+
+def _converse(door: Door, conversation: Conversation, prompt: str | None, *, json: bool) -> None:
+    """A talk, or one question. Ends the command where that fails."""
+    from mlx_roster.cli.asking import Server
+    from mlx_roster.cli.remote import Refused, Unreachable
+
+    url, key = door[0] or places.default_url(), usable(door[1])
     talks = prompt is None and not json and sys.stdin.isatty() and sys.stdout.isatty()
     try:
-        with Server(url or places.default_url(), key) as server:
+        with Server(url, key) as server:
             if talks:
                 _talk(server, conversation)
             else:
-                _ask(server, conversation, sys.stdin.read() if prompt is None else prompt, json=json)
+                _ask(server, conversation, _question() if prompt is None else prompt, json=json)
     except Refused as refusal:
         if json:
             typer.echo(jsonlib.dumps(refusal.body))
@@ -85,6 +91,12 @@ def _talk(server: Server, conversation: Conversation) -> None:
     from mlx_roster.cli.talk import Talk
 
     Talk(server, conversation, Screen(sys.stdout)).run()
+
+
+def _question() -> str:
+    if sys.stdin.isatty():
+        typer.echo("what to ask? Ctrl-D ends it", err=True)
+    return sys.stdin.read()
 
 
 def _ask(server: Server, conversation: Conversation, question: str, *, json: bool) -> None:
@@ -111,11 +123,10 @@ def _ask(server: Server, conversation: Conversation, question: str, *, json: boo
 
 
 def _refusal(refusal: Refused) -> str:
-    code = refusal.body["error"].get("code")
     more = {
         "invalid_api_key": "--key, or MLX_ROSTER_KEY in the environment, is where it is looked for",
         "model_required": "mlx-roster chat NAME; /v1/models lists the names",
-    }.get(str(code))
+    }.get(refusal.code)
     return str(refusal) if more is None else f"{refusal}\n{more}"
 
 

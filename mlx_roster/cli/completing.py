@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, MutableMapping
 from http.client import HTTPConnection, HTTPException
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,8 +25,13 @@ PATIENCE = 0.15
 LONGEST = 4 * 2**20
 MOST = 500
 
+#: A name that no shell takes for anything else. zsh evaluates what it is offered: others' names must not be commands.
+_HARMLESS = re.compile(r"[\w./:@+=,%-]+")
+
 #: Where `rejoin` leaves what bash has already, of the name that is completed.
 _BEFORE = "_MLX_ROSTER_BEFORE"
+
+_AUTOLOADED = '[[ $zsh_eval_context[-1] == loadautofunc ]] && _mlx_roster_completion "$@"'
 
 
 def rejoin(environ: MutableMapping[str, str]) -> None:
@@ -48,6 +55,16 @@ def rejoin(environ: MutableMapping[str, str]) -> None:
     environ[_BEFORE] = before + colon
 
 
+def complete_at_once(home: Path) -> None:
+    """To be called after typer has installed its script for zsh, if it has.
+
+    At the first Tab of a session zsh runs that file, and takes what it does for the completion; it only defines one.
+    """
+    script = home / ".zfunc" / "_mlx-roster"
+    if script.is_file() and _AUTOLOADED not in (text := script.read_text()):
+        script.write_text(f"{text}\n{_AUTOLOADED}\n")
+
+
 def models(context: typer.Context, incomplete: str) -> list[str]:
     """Models that commands such as `load` take."""
     return _beginning(incomplete, (name for name in _known(context) if ":" not in name))
@@ -67,7 +84,7 @@ def to_pull(context: typer.Context, incomplete: str) -> list[str]:
 
 def _beginning(incomplete: str, names: Iterator[str]) -> list[str]:
     before = os.environ.get(_BEFORE, "")
-    fitting = {name for name in names if name.startswith(before + incomplete) and name.isprintable()}
+    fitting = {name for name in names if name.startswith(before + incomplete) and _HARMLESS.fullmatch(name)}
     return sorted(name.removeprefix(before) for name in fitting)[:MOST]
 
 

@@ -130,9 +130,7 @@ def _ask(door: Door, json: bool, ask: Callable[[Remote], T]) -> T:
     """What the server says. Ends the command where it refuses, or is not there."""
     from mlx_roster.cli.remote import Refused, Remote, Unreachable
 
-    url, key = door[0], (door[1] or "").strip()
-    if not (key.isascii() and key.isprintable()):
-        fail("--key, or MLX_ROSTER_KEY: an API key is printable ASCII", 2)
+    url, key = door[0], usable(door[1])
     try:
         with Remote(url or places.default_url(), key) as remote:
             return ask(remote)
@@ -142,6 +140,14 @@ def _ask(door: Door, json: bool, ask: Callable[[Remote], T]) -> T:
         fail(f"{refusal}{_remedy(refusal, key)}", 1)
     except Unreachable as error:
         fail(str(error), 2)
+
+
+def usable(key: str | None) -> str:
+    """`key` as a header can have it, empty where there is none. Ends the command where it cannot."""
+    key = (key or "").strip()
+    if not (key.isascii() and key.isprintable()):
+        fail("--key, or MLX_ROSTER_KEY: an API key is printable ASCII", 2)
+    return key
 
 
 def _remedy(refusal: Refused, key: str) -> str:

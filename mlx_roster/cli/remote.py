@@ -24,7 +24,7 @@ CONNECT_TIMEOUT = 5.0
 ANSWER_TIMEOUT = 30.0
 
 #: A host name that is none is a UnicodeError.
-_NO_ANSWER = (httpx2.RequestError, UnicodeError)
+NO_ANSWER = (httpx2.RequestError, UnicodeError)
 
 _EVENTS = {"state": shapes.Overview, "change": shapes.Change}
 
@@ -39,23 +39,20 @@ class Refused(Exception):
     def __init__(self, body: dict[str, Any]) -> None:
         super().__init__(str(body["error"]["message"]))
         self.body = body
-        self.code = str(body["error"].get("code"))
+        #: Empty where it has none.
+        self.code = str(body["error"].get("code") or "")
 
 
-class Remote:
-    """The admin API at `url`, which may end with the /v1 that clients are given, asked with `key` where there is one,
-    which is printable ASCII. Use as a context manager.
+class Caller:
+    """An HTTP client of the server at `url`, which may end with the /v1 that clients are given, with `key` where there
+    is one, which is printable ASCII. `patience` is in seconds. Use as a context manager."""
 
-    All its methods raise Refused, and Unreachable also where somebody else answers.
-    """
-
-    def __init__(self, url: str, key: str | None = None, *, patience: float = ANSWER_TIMEOUT) -> None:
-        self._url = (url if "://" in url else f"http://{url}").rstrip("/").removesuffix("/v1")
-        self._endless = httpx2.Timeout(None, connect=CONNECT_TIMEOUT)
+    def __init__(self, url: str, key: str | None = None, *, path: str = "", patience: float = ANSWER_TIMEOUT) -> None:
+        self.url = (url if "://" in url else f"http://{url}").rstrip("/").removesuffix("/v1") + path
         try:
-            # Not through a proxy of the environment: this is for servers on this machine.
+            # Not through a proxy of the environment: most servers are on this machine.
             self._client = httpx2.Client(
-                base_url=self._url,
+                base_url=self.url,
                 timeout=httpx2.Timeout(patience, connect=CONNECT_TIMEOUT),
                 headers={"authorization": f"Bearer {key}"} if key else {},
                 trust_env=False,
@@ -70,6 +67,15 @@ class Remote:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._client.close()
+
+    def _unreachable(self) -> Unreachable:
+        return Unreachable(f"no mlx-roster answers at {self.url}; is it running? --url says where")
+
+
+class Remote(Caller):
+    """The admin API. All its methods raise Refused, and Unreachable also where somebody else answers."""
+
+    _endless = httpx2.Timeout(None, connect=CONNECT_TIMEOUT)
 
     def status(self) -> dict[str, Any]:
         """The Overview."""
@@ -94,17 +100,17 @@ class Remote:
         try:
             with self._client.stream("GET", "/admin/events", timeout=self._endless) as response:
                 if not response.is_success:
-                    raise self._refused(_decoded(response.read()))
+                    raise self._refused(decoded(response.read()))
                 if not response.headers.get("content-type", "").startswith("text/event-stream"):
                     raise self._unreachable()
                 yield from self._events(lines(response.iter_bytes()))
-        except _NO_ANSWER as error:
+        except NO_ANSWER as error:
             raise self._unreachable() from error
 
     def _events(self, said: Iterator[str]) -> Iterator[tuple[str, dict[str, Any]]]:
         begun = False
         for name, text in _parsed(said):
-            body = _decoded(text)
+            body = decoded(text)
             if name == "message":
                 raise self._refused(body)
             shape = _EVENTS.get(name)
@@ -118,9 +124,9 @@ class Remote:
     def _ask(self, method: str, path: str, shape: type[object], **options: Any) -> dict[str, Any]:
         try:
             response = self._client.request(method, path, **options)
-        except _NO_ANSWER as error:
+        except NO_ANSWER as error:
             raise self._unreachable() from error
-        body: dict[str, Any] = _decoded(response.content)
+        body: dict[str, Any] = decoded(response.content)
         if not response.is_success:
             raise self._refused(body)
         if not shapes.fits(body, shape):
@@ -130,9 +136,6 @@ class Remote:
     def _refused(self, body: Any) -> Refused | Unreachable:
         """What an answer that is no success comes to."""
         return Refused(body) if shapes.fits(body, shapes.Error) else self._unreachable()
-
-    def _unreachable(self) -> Unreachable:
-        return Unreachable(f"no mlx-roster answers at {self._url}; is it running? --url says where")
 
 
 def lines(chunks: Iterator[bytes]) -> Iterator[str]:
@@ -157,7 +160,7 @@ def _parsed(said: Iterator[str]) -> Iterator[tuple[str, str]]:
             name = "message"
 
 
-def _decoded(text: str | bytes) -> Any:
+def decoded(text: str | bytes) -> Any:
     """JSON; None where it is not."""
     try:
         return json.loads(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 from typing import Any
 
 from rich.cells import cell_len, set_cell_size
@@ -46,6 +47,9 @@ _ENDLESS = 10_000
 def show(overview: dict[str, Any], console: Console) -> None:
     """Every model with something to say, a line each, and the budget. What a terminal has no room for is left out."""
     models = overview["models"]
+    if not models:
+        _lines(["nothing is loaded", *footer(overview)], console)
+        return
     columns, rows = _COLUMNS, [_row(model) for model in models]
     narrow = console.is_terminal and _width(columns, rows) > console.width
     if narrow:
@@ -66,10 +70,8 @@ def show(overview: dict[str, Any], console: Console) -> None:
             _say(line.rstrip(), console)
     if narrow:
         # Why a model failed is never left out.
-        for line in (f"{model['id']}: {_last(model)}" for model in models if model["cooldown"]):
-            _say(line, console)
-    for line in footer(overview):
-        _say(line, console)
+        _lines((f"{model['id']}: {_last(model)}" for model in models if model["cooldown"]), console)
+    _lines(footer(overview), console)
 
 
 def footer(overview: dict[str, Any]) -> list[str]:
@@ -194,6 +196,11 @@ def _figure(key: str, value: Any) -> str:
 def _one_line(text: str) -> str:
     """Whatever a server says, it writes no lines of its own and sends nothing to a terminal."""
     return "".join(char if char.isprintable() else " " for char in text)
+
+
+def _lines(lines: Iterable[str], console: Console) -> None:
+    for line in lines:
+        _say(line, console)
 
 
 def _say(line: str, console: Console) -> None:

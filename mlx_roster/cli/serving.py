@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -82,7 +85,8 @@ def demo(host: Host = None, port: Port = None, log_format: LogFormat = None, ver
     from mlx_roster.demo import directory
 
     source = RosterSource(directory() / "roster.yaml", host=host, port=port)
-    _run(source, _display(log_format, verbose=verbose))
+    question = ("atlas:pirate", "-p", "What is the capital of Peru?")
+    _run(source, _display(log_format, verbose=verbose, invitation=question))
 
 
 def check(
@@ -100,7 +104,7 @@ def check(
     try:
         report = checks.check(load(roster))
     except ConfigError as error:
-        fail(error, 2)
+        fail(startup.misplaced(error.message, roster), 2)
     if json:
         typer.echo(report.to_json())
     else:
@@ -131,10 +135,17 @@ def _places() -> str:
     return " or ".join(map(str, places.candidates()))
 
 
-def _display(log_format: LogFormat, *, verbose: bool) -> Display:
+def _display(log_format: LogFormat, *, verbose: bool, invitation: tuple[str, ...] = ()) -> Display:
     from mlx_roster.console import Display
 
-    return Display(verbose=verbose, log_format=log_format)
+    return Display(verbose=verbose, log_format=log_format, program=_called(), invitation=invitation)
+
+
+def _called() -> list[str]:
+    """What a shell finds this program by: where it is in no place of the PATH, the way it was found this time."""
+    if shutil.which("mlx-roster"):
+        return ["mlx-roster"]
+    return [sys.argv[0]] if os.access(sys.argv[0], os.X_OK) else [sys.executable, "-m", "mlx_roster"]
 
 
 def _run(source: RosterSource, display: Display, *, watch: bool = False, said: str = "") -> None:

@@ -17,7 +17,8 @@ SCHEMA = "https://raw.githubusercontent.com/mlx-roster/mlx-roster/main/docs/rost
 _HEAD = f"""\
 # yaml-language-server: $schema={SCHEMA}
 # Written by `mlx-roster init` from what is in this machine's Hub cache. `mlx-roster check` says what it costs and what
-# fits together; `mlx-roster serve` serves it; docs/config.md has every key.
+# fits together; `mlx-roster serve` serves it. Every key there is:
+# https://github.com/mlx-roster/mlx-roster/blob/main/docs/config.md
 
 # server:
 #   host: 0.0.0.0              # any but a loopback address needs keys

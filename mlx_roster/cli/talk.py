@@ -68,6 +68,8 @@ class Talk:
         elif len(bases) == 1:
             self._conversation.through(bases[0].id, bases[0])
         self._screen.line("/help lists the commands, Ctrl-D ends", "dim")
+        if not self._models:
+            self._note("the server has no models: mlx-roster pull REPO fetches one")
         with _completing(lambda line: completions(line, self._models, self._conversation.served)):
             for message in self._messages():
                 if not self._heed(message):

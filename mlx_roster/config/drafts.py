@@ -80,7 +80,11 @@ class DraftEntry(Settings):
 
 
 def _listed(value: object) -> object:
-    return [value] if isinstance(value, Mapping | DraftEntry) else value
+    if isinstance(value, Mapping | DraftEntry):
+        return [value]
+    if value is None or isinstance(value, list | tuple):
+        return value
+    raise ValueError("should be a mapping with model:, or a list of such")
 
 
 def _each_once(drafts: tuple[DraftEntry, ...]) -> tuple[DraftEntry, ...]:

@@ -60,7 +60,11 @@ class AdapterEntry(Settings):
 
 
 def _spelled_out(value: object) -> object:
-    return {"source": value} if isinstance(value, str | Path) else value
+    if isinstance(value, str | Path):
+        return {"source": value}
+    if value is None or isinstance(value, AdapterEntry | Mapping):
+        return value
+    raise ValueError("should be its folder, or a mapping with source: and its other keys")
 
 
 class ModelEntry(Settings):

@@ -67,7 +67,9 @@ def _report(report: Report, path: str) -> Iterator[Finding]:
         )
     if absent:
         yield note("roster", f"not downloaded yet: {_names(absent)}", f"mlx-roster pull {absent[0]}")
-    if not report.problems and not wrong and not large:
+    if not report.models:
+        yield note("roster", f"{path} lists no model", "mlx-roster pull REPO, and mlx-roster init lists what is here")
+    elif not report.problems and not wrong and not large:
         models = "1 model" if len(report.models) == 1 else f"{len(report.models)} models"
         yield ok("roster", f"{path}: {models}, {len(report.together)} fit at once into {format_bytes(report.budget)}")
 

@@ -13,6 +13,7 @@ import termios
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from tests.serving import PATIENCE, interruptible
 
@@ -85,6 +86,16 @@ class Terminal:
 @contextmanager
 def at_terminal(*arguments: str, **environment: str) -> Iterator[Terminal]:
     """`mlx-roster ARGUMENTS` at a terminal of 80 columns until the block ends."""
+    inherited = {key: value for key, value in os.environ.items() if key not in ("HOST", "PORT", "NO_COLOR")}
+    with sitting_at(
+        [sys.executable, "-m", "mlx_roster", *arguments], inherited | {"TERM": "xterm-256color"} | environment
+    ) as terminal:
+        yield terminal
+
+
+@contextmanager
+def sitting_at(command: list[str], environment: dict[str, str], *, at: Path | None = None) -> Iterator[Terminal]:
+    """`command` at a terminal of 80 columns until the block ends, in the folder `at`, or this one."""
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
 
@@ -92,15 +103,15 @@ def at_terminal(*arguments: str, **environment: str) -> Iterator[Terminal]:
         interruptible()
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
-    inherited = {key: value for key, value in os.environ.items() if key not in ("HOST", "PORT", "NO_COLOR")}
     process = subprocess.Popen(
-        [sys.executable, "-m", "mlx_roster", *arguments],
+        command,
         stdin=slave,
         stdout=slave,
         stderr=slave,
+        cwd=at,
         start_new_session=True,
         preexec_fn=take_terminal,
-        env=inherited | {"TERM": "xterm-256color"} | environment,
+        env=environment,
     )
     os.close(slave)
     terminal = Terminal(process, master)

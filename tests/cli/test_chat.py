@@ -109,6 +109,15 @@ def test_a_talk(server: Server) -> None:
         assert terminal.end() == 0
 
 
+def test_who_is_waited_for_is_told_so(server: Server) -> None:
+    with at_terminal("chat", "atlas", "--temperature", "0", "--json", "--url", server.url) as terminal:
+        terminal.until("what to ask\\? Ctrl-D ends it")
+        terminal.say(FRANCE)
+        terminal.press("\x04")
+        terminal.until(PARIS)
+        assert terminal.end() == 0
+
+
 def test_ctrl_c_ends_the_answer_and_not_the_talk(server: Server) -> None:
     with at_terminal("chat", "busy", "--max-tokens", "30000", "--url", server.url) as terminal:
         terminal.until("busy> ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.processes import environment, run
+from tests.cli.terminal import sitting_at
 from tests.server.harness import running
 from tests.serving import PATIENCE
 
@@ -101,6 +103,26 @@ def test_a_url_that_is_none_is_no_news(url: str, tmp_path: Path) -> None:
     assert tab(bash, "mlx-roster load ", tmp_path, MLX_ROSTER_URL=url).strip() == ""
 
 
+@pytest.mark.parametrize("shell", [bash, zsh, fish], ids=["bash", "zsh", "fish"])
+def test_a_name_that_a_shell_might_obey_is_not_offered(shell: Callable[[str], dict[str, str]], tmp_path: Path) -> None:
+    names = [
+        "evil\\`touch,here`",
+        "evil`x`",
+        'evil"',
+        "evil'",
+        "evil;x",
+        "evil&x",
+        "evil>x",
+        "evil(x)",
+        "evil*",
+        "evil\\",
+    ]
+    models = {name: {"source": "./a"} for name in [*names, "évil/org.v2_é+1"]}
+    (tmp_path / "roster.yaml").write_text(json.dumps({"models": models}))
+    assert "evil" not in tab(shell, "mlx-roster load e", tmp_path)
+    assert "évil/org.v2_é+1" in tab(shell, "mlx-roster load é", tmp_path)
+
+
 def test_every_shell_is_answered_in_its_own_words(tmp_path: Path) -> None:
     (tmp_path / "roster.yaml").write_text(ROSTER)
     assert tab(zsh, "mlx-roster load sc", tmp_path).strip() == """_arguments '*: :(("scribe"))'"""
@@ -142,6 +164,52 @@ def test_a_real_bash_completes(tmp_path: Path) -> None:
         timeout=PATIENCE,
     )
     assert (done.stdout, done.stderr) == ("scribe\n", "")
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="there is no fish")
+def test_a_real_fish_completes(tmp_path: Path) -> None:
+    (tmp_path / "roster.yaml").write_text(ROSTER)
+    env = installed("fish", tmp_path)
+    lines = ("mlx-roster load sc", "mlx-roster chat atlas:", "mlx-roster load nobody")
+    done = subprocess.run(
+        ["fish", "-c", "; echo; ".join(f"complete -C '{line}'" for line in lines)],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+    )
+    assert (done.stdout, done.stderr) == ("scribe\n\natlas:french\natlas:pirate\n\n", "")
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="there is no zsh")
+def test_a_real_zsh_completes(tmp_path: Path) -> None:
+    (tmp_path / "roster.yaml").write_text(ROSTER)
+    env = installed("zsh", tmp_path) | {"ZDOTDIR": str(tmp_path)}
+    # -d: not what the system's administrator would have.
+    with sitting_at(["zsh", "-d", "-i"], env | {"PS1": "READY> ", "TERM": "xterm"}, at=tmp_path) as terminal:
+        if "insecure" in terminal.until(r"READY> |insecure .*\?"):  # folders of this machine's own
+            terminal.press("y")
+            terminal.until("READY> ")
+        terminal.press("mlx-roster load sc\t")  # the first time is to be enough
+        terminal.until("load scribe ")
+        terminal.press("\x15mlx-roster chat atlas:p\t")
+        terminal.until("chat atlas:pirate ")
+        terminal.press("\x15mlx-roster chat atlas:\t")
+        terminal.until("atlas:french +atlas:pirate")
+        terminal.press("\x15exit\n")
+        terminal.end()
+
+
+def installed(shell: str, home: Path) -> dict[str, str]:
+    """The environment of somebody with `shell` who has just had it complete the command."""
+    env = environment(home / "hub", MLX_ROSTER_URL="http://127.0.0.1:1")
+    env["PATH"] = f"{COMMAND.parent}{os.pathsep}{env['PATH']}"
+    detected = {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1", "SHELL": f"/bin/{shell}"}
+    done = run("--install-completion", shell, at=home, env=env | detected)
+    assert done.returncode == 0, done.stderr
+    return env
 
 
 def test_bash_takes_an_adapter_for_a_word_of_its_own(tmp_path: Path) -> None:

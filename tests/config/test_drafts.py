@@ -69,7 +69,7 @@ def test_entries_differ_where_what_drafts_for_them_does() -> None:
         ("{model: small, tokens: 17}", "models.atlas.draft[0].tokens: should be less than or equal to 16"),
         ("{model: small, token: 3}", 'models.atlas.draft[0].token: unknown key, did you mean "tokens"?'),
         ("[{model: small}, {model: small}]", 'models.atlas.draft: "small" is there twice'),
-        ("small", "models.atlas.draft: should be a list"),
+        ("small", "models.atlas.draft: should be a mapping with model:, or a list of such"),
     ],
 )
 def test_what_it_must_not_be(draft: str, problem: str) -> None:

@@ -300,7 +300,7 @@ def test_every_problem_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         "roster.yaml:10: models.atlas.defaults.temperature: should be a number",
         "roster.yaml:10: models.atlas.defaults.top_p: should be greater than 0",
         "roster.yaml:10: models.atlas.defaults.min_p: should be a finite number",
-        "roster.yaml:11: models.atlas.adapters.one: should be a mapping",
+        "roster.yaml:11: models.atlas.adapters.one: should be its folder, or a mapping with source: and its other keys",
         "roster.yaml:11: models.atlas.adapters.two.source: is required",
         "roster.yaml:11: models.atlas.adapters.two.aliases: should be a list, or a mapping from names to defaults",
         'roster.yaml:12: models.bad:name: should be a name without spaces, ":", "$" or braces',
