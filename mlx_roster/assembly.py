@@ -12,7 +12,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Self
+from typing import Self, cast
 
 import uvicorn
 import uvloop
@@ -32,7 +32,7 @@ from mlx_roster.registry.reloading import Reloader
 from mlx_roster.registry.revision import Revision
 from mlx_roster.server.app import Application, create_app
 from mlx_roster.server.descriptors import open_files, raise_limit, room
-from mlx_roster.server.protocol import EdgeConfig
+from mlx_roster.server.protocol import Edge, EdgeConfig
 from mlx_roster.workers.diagnosis import diagnosed
 from mlx_roster.workers.spawner import Spawner
 
@@ -110,11 +110,16 @@ class _Server(uvicorn.Server):
             for task in left:
                 task.cancel()
             await asyncio.wait(left, timeout=FAREWELL)
+            for connection in list(self.server_state.connections):
+                cast("Edge", connection).give_up()
+            await asyncio.wait(left, timeout=FAREWELL)
 
     async def _drain(self) -> None:
         """Until all is said and sent, or a second signal comes."""
-        # A connection that is kept is answered as long as others are: that the server is shutting down.
-        while self.server_state.tasks and not self.force_exit:  # noqa: ASYNC110 - nobody says when that changes
+        # A connection that is kept is answered as long as others are: that the server is shutting down. That does not
+        # keep it from doing so, however often it asks.
+        begun = list(self.server_state.tasks)
+        while not (self.force_exit or all(task.done() for task in begun)):  # noqa: ASYNC110 - nobody says when that is
             await asyncio.sleep(GLANCE)
         for connection in list(self.server_state.connections):
             connection.shutdown()

@@ -49,7 +49,7 @@ _ModelGlob = Annotated[str, _fitting(r"[^\s${}]+", 'should be a glob of model id
 class KeyEntry(Settings):
     """One API key: whose it is, and what it opens."""
 
-    name: _KeyName = Field(description="Whose it is: what logs and metrics call its bearer.")
+    name: _KeyName = Field(description="Whose it is: what the log calls its bearer.")
     key: SecretStr | None = Field(
         default=None,
         description='The key itself, of at least 16 characters; from the environment, as "${ROSTER_KEY}".',
@@ -68,8 +68,8 @@ class KeyEntry(Settings):
     max_queued: int | None = Field(
         default=None,
         ge=0,
-        description="How many of its requests may wait for a model at a time; half of scheduling.max_queued if left "
-        "out.",
+        description="How many of its requests may wait at a time; half of scheduling.max_queued, and of a model's own, "
+        "if left out.",
     )
 
     @field_validator("key")

@@ -70,12 +70,13 @@ class Catalog:
         """
         entry = self.entry(ref.model)
         if entry is None:
-            raise self._not_found(ref.model)
+            raise ModelNotFound(f"{ref.model} is no longer in the roster", param="model")
         if ref.adapter is None:
             return None
         found = entry.adapters.get(ref.adapter) or self._unlisted.adapter_entry(ref.adapter)
         if found is None:
-            raise _no_adapter(ref.model, ref.adapter, entry, None, param="adapters")
+            # What there is beside it, who asks need not be one to know.
+            raise AdapterNotFound(f"{ref.id} is no longer there", param="adapters")
         return found
 
     def defaults(self, ref: Ref, words: str | None) -> Defaults:
@@ -108,7 +109,7 @@ class Catalog:
         """
         if model is None:
             if self._default is None:
-                raise ModelRequired("name a model: this server has several and no default_model", param="model")
+                raise ModelRequired("name a model: this server has no default_model", param="model")
             model = self._default
         ref = self._model(model, sees) or self._with_adapter(model, sees)
         if adapters is None:

@@ -117,5 +117,5 @@ async def _unrouted(request: Request, error: Exception) -> Response:
             return Response(status_code=204)
         raise MethodNotAllowed(f"{asked} is not possible; the method may be {' or '.join(allowed)}") from error
     if error.status_code == 404:
-        raise RouteNotFound(f"there is no {asked}") from error
+        raise RouteNotFound(f"there is no {asked}; this server speaks OpenAI's API, under /v1") from error
     raise error

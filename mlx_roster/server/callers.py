@@ -52,11 +52,10 @@ class Caller:
         """What they may know of: `may_use`, or None where that is all there is."""
         return None if self.key is None and not self.stranger else self.may_use
 
-    def queue_limit(self, max_queued: int) -> int | None:
-        """How many of their requests may wait at a time, of the `max_queued` that all may have; None: no fewer."""
-        if self.key is None:
-            return None
-        return (max_queued + 1) // 2 if self.key.max_queued is None else self.key.max_queued
+    @property
+    def queue_limit(self) -> int | None:
+        """How many of their requests may wait at a time, where their key says so."""
+        return None if self.key is None else self.key.max_queued
 
 
 ANYBODY = Caller()

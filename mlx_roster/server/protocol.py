@@ -235,6 +235,11 @@ class Edge(HttpToolsProtocol):
         if self._current is None and (self._in_head or (current is not None and current.more_body)):
             self._await("head" if self._in_head else "rest", self._settings().header_timeout)
 
+    def give_up(self) -> None:
+        """The server ends. What is not said by now, since the client does not read what came before, never will be."""
+        if self._current is not None:
+            self.transport.abort()
+
     # Deadlines
 
     def _await(self, due: Literal["word", "head", "rest", "end"], seconds: float) -> None:

@@ -79,10 +79,12 @@ def test_a_server_for_others_is_used_with_keys_and_keeps_them_to_itself(tmp_path
             roster(tmp_path, host=host)
             server.process.send_signal(signal.SIGHUP)
             server.logged("the roster was not reloaded", refusals)
-            assert httpx.get(f"{here(server)}/models").status_code == 401
+            assert httpx.get(f"{here(server)}/models", timeout=PATIENCE).status_code == 401
         path.write_text(right)
         status = httpx.get(
-            f"{here(server).removesuffix('/v1')}/admin/status", headers={"authorization": f"Bearer {OPS}"}
+            f"{here(server).removesuffix('/v1')}/admin/status",
+            headers={"authorization": f"Bearer {OPS}"},
+            timeout=PATIENCE,
         )
         assert not status.json()["reload"]["ok"]
         told = "\n".join([*server.lines, status.text, denied.stderr, reloaded.stdout])

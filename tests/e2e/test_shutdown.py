@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import selectors
 import signal
 import socket
 import subprocess
@@ -16,7 +17,7 @@ import httpx2 as httpx
 import psutil
 import pytest
 
-from tests.e2e.test_faults import body, events, said, whole
+from tests.e2e.test_faults import body, events, idle, said, whole
 from tests.serving import PATIENCE, Server, demo_roster, serving
 from tests.toys import babbler
 
@@ -107,6 +108,8 @@ def test_what_outlasts_the_grace_of_the_roster_as_it_is_now_is_cut(
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_cuts_at_once(server: Server, client: httpx.Client, second: signal.Signals) -> None:
+    # The answer would come to its end before the grace does.
+    roster_with(server, "server: {shutdown_grace: 1h}")
     children = psutil.Process(server.process.pid).children()
     with client.stream("POST", "/chat/completions", json=body("busy", tokens=30_000)) as long:
         other = events(long)
@@ -117,6 +120,25 @@ def test_a_second_signal_cuts_at_once(server: Server, client: httpx.Client, seco
     assert json.loads(error)["error"]["code"] == "draining"
     assert done == "[DONE]"
     ended(server, children)
+
+
+def test_who_does_not_read_is_not_waited_for(server: Server, client: httpx.Client) -> None:
+    roster_with(server, "server: {shutdown_grace: 0s, write_timeout: 1h}")
+    url = httpx.URL(server.url)
+    asked = json.dumps({**body("busy", tokens=100), "n": 8, "logprobs": True, "top_logprobs": 20})
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(asked)}\r\n"
+    with socket.socket() as listless:
+        listless.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        listless.settimeout(PATIENCE)
+        listless.connect((url.host, url.port))
+        listless.sendall(f"{head}Content-Type: application/json\r\n\r\n{asked}".encode())
+        listless.recv(1)
+        # All has been generated, and there is no room for it any more.
+        assert idle(psutil.Process(server.worker("busy")), client)
+        children = psutil.Process(server.process.pid).children()
+        server.process.send_signal(signal.SIGTERM)
+        ended(server, children)
+    assert server.logged(r"POST /v1/chat/completions (200 draining)") == "200 draining"
 
 
 def test_who_asks_on_a_kept_connection_during_the_grace_is_told(server: Server, client: httpx.Client) -> None:
@@ -139,6 +161,32 @@ def test_who_asks_on_a_kept_connection_during_the_grace_is_told(server: Server, 
     ended(server, children)
 
 
+def test_who_asks_without_end_on_kept_connections_holds_nothing_up(server: Server, client: httpx.Client) -> None:
+    roster_with(server, "server: {shutdown_grace: 1h}")
+    url = httpx.URL(server.url)
+    children = psutil.Process(server.process.pid).children()
+    asked, answers, tails = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n", 0, dict[socket.socket, bytes]()
+    with selectors.DefaultSelector() as selector, contextlib.ExitStack() as stack:
+        for _ in range(20):
+            sock = stack.enter_context(socket.create_connection((url.host, url.port), PATIENCE))
+            selector.register(sock, selectors.EVENT_READ, sock)
+            # Some are always ahead, so that there is no moment without one that is being answered.
+            sock.sendall(asked * 6)
+        server.process.send_signal(signal.SIGTERM)
+        while answers < 20_000 and selector.get_map():
+            for key, _ in selector.select(PATIENCE):
+                sock, chunk = key.data, b""
+                with contextlib.suppress(ConnectionError):
+                    chunk = sock.recv(65536)
+                    more = (tails.get(sock, b"") + chunk).count(b"HTTP/1.1")
+                    tails[sock], answers = chunk[-7:], answers + more
+                    sock.sendall(asked * more)
+                if not chunk:
+                    selector.unregister(sock)
+    assert answers < 20_000, "it goes on answering"
+    ended(server, children)
+
+
 def test_a_kept_connection_that_nobody_uses_holds_nothing_up(server: Server, client: httpx.Client) -> None:
     children = psutil.Process(server.process.pid).children()
     assert client.get("/models").status_code == 200
@@ -155,9 +203,9 @@ def test_restart_with_the_same_roster_comes_back_with_the_same_preloads(tmp_path
 
     def resident(server: Server) -> list[tuple[str, bool]]:
         root = server.url.removesuffix("/v1")
-        while httpx.get(f"{root}/ready").status_code != 200:
+        while httpx.get(f"{root}/ready", timeout=PATIENCE).status_code != 200:
             pass
-        found = httpx.get(f"{root}/admin/status").json()["models"]
+        found = httpx.get(f"{root}/admin/status", timeout=PATIENCE).json()["models"]
         return [(one["id"], one["pinned"]) for one in found if one["state"] == "ready"]
 
     with serving("serve", str(roster)) as first:

@@ -8,6 +8,7 @@ import httpx2
 import pytest
 
 from tests.server.harness import Running, running
+from tests.server.keys import KEYS
 
 
 @pytest.fixture
@@ -37,3 +38,11 @@ def shared(shared_server: Running) -> Iterator[httpx2.Client]:
     """A client of it."""
     with shared_server.client() as client:
         yield client
+
+
+@pytest.fixture(scope="module")
+def keyed() -> Iterator[Running]:
+    """A server with `KEYS` that many tests use."""
+    with running(auth={"keys": KEYS}) as server:
+        yield server
+        server.idle()

@@ -60,6 +60,22 @@ class Breaks(Sequence[str]):
         return self.pieces[index]
 
 
+class Stuck(Sequence[str]):
+    """A script that says its pieces, and the last of them not before `hold`, which it calls, is taken back."""
+
+    def __init__(self, pieces: Sequence[str], hold: Callable[[], object]) -> None:
+        self.pieces = pieces
+        self.hold = hold
+
+    def __len__(self) -> int:
+        return len(self.pieces)
+
+    def __getitem__(self, index: Any) -> Any:
+        if index == len(self.pieces) - 1:
+            self.hold()
+        return self.pieces[index]
+
+
 class _Server(uvicorn.Server):
     """uvicorn, and what the assembly adds to it that matters here."""
 

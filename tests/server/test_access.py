@@ -11,19 +11,12 @@ from starlette.routing import BaseRoute, Mount, Route, Router
 
 from mlx_roster.server.access import RULES, Rule, ruled
 from mlx_roster.server.app import create_app
-from tests.server.harness import Running, assert_error, running
-from tests.server.keys import GOOD, HASHED, KEYS, OPS, PIRATE, SCRIBE, bearer
+from tests.server.harness import Running, assert_error
+from tests.server.keys import GOOD, HASHED, OPS, PIRATE, SCRIBE, bearer
 
 TEXT = {"model": "atlas", "prompt": "hi"}
 CHAT = {"model": "atlas", "messages": [{"role": "user", "content": "hi"}]}
 BODIES = {"/v1/completions": TEXT, "/v1/chat/completions": CHAT, "/chat/completions": CHAT}
-
-
-@pytest.fixture(scope="module")
-def keyed() -> Iterator[Running]:
-    with running(auth={"keys": KEYS}) as server:
-        yield server
-        server.idle()
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +71,6 @@ class Door(NamedTuple):
     method: str
     path: str
     rule: Rule
-
-    @property
-    def exists(self) -> bool:
-        return self.rule is not Rule.KEY or self.path == "/openapi.json"
 
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS")

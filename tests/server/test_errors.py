@@ -282,6 +282,12 @@ def test_options_names_the_methods(shared: httpx2.Client, path: str, allowed: st
     assert response.headers["x-request-id"]
 
 
+@pytest.mark.parametrize("path", ["/api/tags", "/api/chat", "/v1/messages"])
+def test_who_speaks_another_language_is_told_which_is_spoken_here(shared: httpx2.Client, path: str) -> None:
+    message = assert_error(shared.post(path, json={}), 404, "not_found")
+    assert message == f"there is no POST {path}; this server speaks OpenAI's API, under /v1"
+
+
 def test_options_of_what_is_not_there_and_of_what_is_not_for_all(shared: httpx2.Client) -> None:
     assert_error(shared.options("/v1/nope"), 404, "not_found")
     assert_error(shared.options("/admin/status", headers={"host": "roster.example"}), 403, "admin_required")

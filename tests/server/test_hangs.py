@@ -8,7 +8,7 @@ import time
 import httpx2
 
 from mlx_roster.testing import hello
-from tests.server.harness import Running, running
+from tests.server.harness import Running, Stuck, running
 
 ASKED = {"model": "atlas", "prompt": "hi", "max_tokens": 5, "temperature": 0}
 
@@ -52,7 +52,7 @@ def test_a_hang_ends_its_requests_and_health_says_so_until_it_is_replaced() -> N
     with running(scheduling={"stall_timeout": "100s"}) as server, server.client() as client:
         client.post("/v1/completions", json=ASKED).raise_for_status()
         server.workers.hold("stop atlas")
-        server.pieces = lambda generation: ["one"] * 100_000
+        server.pieces = lambda _: Stuck(["one", "two"], lambda: server.workers.hold("token atlas"))
         with client.stream("POST", "/v1/completions", json={**ASKED, "stream": True}) as response:
             server.seen("submit atlas", 2)
             awaited(server, "atlas", 101)
@@ -63,6 +63,7 @@ def test_a_hang_ends_its_requests_and_health_says_so_until_it_is_replaced() -> N
         assert json.loads(error)["error"]["code"] == "worker_crashed"
         assert done == "[DONE]"
         server.pieces = hello
+        server.open("token atlas")
         server.open("stop atlas")
         client.post("/v1/completions", json=ASKED).raise_for_status()
         assert health(client) == (200, "ok", 0)
@@ -70,11 +71,10 @@ def test_a_hang_ends_its_requests_and_health_says_so_until_it_is_replaced() -> N
 
 
 def test_nothing_is_retried_after_its_first_token(server: Running, client: httpx2.Client) -> None:
-    server.pieces = lambda generation: ["one"] * 1000
+    server.pieces = lambda _: Stuck(["one", "two"], lambda: server.workers.hold("token atlas"))
     with client.stream("POST", "/v1/completions", json={**ASKED, "stream": True}) as response:
         lines = response.iter_lines()
         assert next(lines).startswith("data: ")
-        server.workers.hold("token atlas")
 
         async def die() -> None:
             server.workers.workers["atlas"].die()

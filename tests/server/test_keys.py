@@ -20,13 +20,6 @@ TEXT = {"model": "atlas", "prompt": "hi"}
 
 
 @pytest.fixture(scope="module")
-def keyed() -> Iterator[Running]:
-    with running(auth={"keys": KEYS}) as server:
-        yield server
-        server.idle()
-
-
-@pytest.fixture(scope="module")
 def client(keyed: Running) -> Iterator[httpx2.Client]:
     with keyed.client() as client:
         yield client
@@ -278,6 +271,19 @@ def test_a_stream_outlives_its_key() -> None:
             rest = "".join(lines)
             assert "two" in rest
             assert rest.endswith("data: [DONE]")
+
+
+def test_an_adapter_that_goes_while_it_is_waited_for_leaves_the_others_unnamed() -> None:
+    french = {"atlas": {**ROSTER["models"]["atlas"], "adapters": {"french": {"source": "/fake/french"}}}}
+    with running(auth={"keys": KEYS}) as server, server.client(headers=bearer(PIRATE)) as client:
+        server.workers.hold("load atlas")
+        with ThreadPoolExecutor() as pool:
+            asked = pool.submit(client.post, "/v1/completions", json={**TEXT, "model": "atlas:pirate"})
+            server.seen("load atlas")
+            rekey(server, *KEYS, models=french)
+            server.open("load atlas")
+            said = assert_error(asked.result(), 404, "adapter_not_found", "adapters")
+        assert said == "atlas:pirate is no longer there"
 
 
 def test_a_server_for_others_that_knows_no_key_lets_nobody_in() -> None:

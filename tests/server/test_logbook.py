@@ -38,7 +38,6 @@ def full() -> Exchange:
         waited=0.25,
         loaded=0.125,
         first=10.375,
-        last=10.5,
         prompt_tokens=31,
         completion_tokens=24,
         cached_tokens=16,

@@ -106,7 +106,9 @@ def test_head_is_get_without_the_body(shared: httpx2.Client, path: str) -> None:
     got, head = shared.get(path), shared.head(path)
     assert head.status_code == got.status_code == 200
     assert head.content == b""
-    assert head.headers["content-length"] == got.headers["content-length"]
+    # What the metrics say of this very process changes from one moment to the next, and their length with it.
+    near = 500 if path == "/metrics" else 0
+    assert abs(int(head.headers["content-length"]) - int(got.headers["content-length"])) <= near
 
 
 def test_a_listing_of_many_is_made_in_turns() -> None:

@@ -21,7 +21,7 @@ class Choice:
     evenly; those that come with the very first have none.
     """
 
-    __slots__ = ("_account", "_gap", "_last", "end", "said", "stream", "tokens")
+    __slots__ = ("_account", "_first", "_gap", "_last", "end", "said", "stream", "tokens")
 
     def __init__(self, stream: Stream, account: Account, gap: Callable[[float], None]) -> None:
         self.stream = stream
@@ -32,7 +32,13 @@ class Choice:
         self.said: list[Delta] | None = None
         self._account = account
         self._gap = gap
+        self._first = 0.0
         self._last: float | None = None
+
+    @property
+    def generating(self) -> float:
+        """Seconds from its first token to its last."""
+        return 0.0 if self._last is None else self._last - self._first
 
     @property
     def usage(self) -> Usage | None:
@@ -44,10 +50,12 @@ class Choice:
         tokens = self.add(deltas)
         if not tokens:
             return
-        now = self._account.last = time.monotonic()
+        now = time.monotonic()
         if self._account.first is None:
             self._account.first = now
-        if self._last is not None:
+        if self._last is None:
+            self._first = now
+        else:
             each = (now - self._last) / tokens
             for _ in range(tokens):
                 self._gap(each)
@@ -91,7 +99,10 @@ def _settle(choices: Sequence[Choice], n: int, account: Account) -> None:
     account.finishes += [choice.end.finish for choice in choices if choice.end is not None and choice.end.finish]
     for choice in choices:
         usage = choice.usage
-        account.completion_tokens += choice.tokens if usage is None else usage.completion
+        tokens = choice.tokens if usage is None else usage.completion
+        account.completion_tokens += tokens
+        account.further_tokens += max(0, tokens - 1)
+        account.generating += choice.generating
         if usage is not None:
             account.reasoning_tokens += usage.reasoning
             account.accepted_tokens += usage.accepted

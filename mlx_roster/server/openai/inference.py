@@ -83,7 +83,6 @@ class Inference(Generic[R]):
         ref = resolved(self._registry, caller, request.model, request.adapters)
         account.model, account.adapter = ref.model, ref.adapter
         envelope = Envelope(self._form, ref.id, request.choices, request.score_form)
-        limit = caller.queue_limit(self._registry.roster.scheduling.max_queued)
         client, events = cancel_on_disconnect(receive), EventStream(send)
         alive = kept_alive(events, exchange, lambda: self._registry.words(ref), self._pulse)
         try:
@@ -91,7 +90,9 @@ class Inference(Generic[R]):
                 # Outside of `client`: its end takes a turn of the event loop.
                 alive if request.stream else nullcontext(),
                 client,
-                self._registry.lease(ref, request.keep_alive, client=caller.name, client_limit=limit) as lease,
+                self._registry.lease(
+                    ref, request.keep_alive, client=caller.name, client_limit=caller.queue_limit
+                ) as lease,
             ):
                 exchange.granted(lease)
                 exchange.ignored += self._unheard(request, lease)
