@@ -6,11 +6,17 @@ What a worker and the server say to each other is made of these (`workers/wire.p
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import msgspec
 
 FinishReason = Literal["stop", "length", "tool_calls"]
+
+#: How many of something. Whoever decodes a message refuses one that has less than none.
+Count = Annotated[int, msgspec.Meta(ge=0)]
+
+#: More tokens than one Delta of a worker is ever of: whoever takes it in looks at each.
+MOST_TOKENS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,12 +157,12 @@ class Usage(msgspec.Struct, frozen=True, array_like=True):
     `accepted`, and so many `rejected`.
     """
 
-    prompt: int
-    completion: int
-    cached: int = 0
-    reasoning: int = 0
-    accepted: int = 0
-    rejected: int = 0
+    prompt: Count
+    completion: Count
+    cached: Count = 0
+    reasoning: Count = 0
+    accepted: Count = 0
+    rejected: Count = 0
 
 
 class Alternative(msgspec.Struct, frozen=True, array_like=True):
@@ -215,7 +221,7 @@ class Delta(msgspec.Struct, frozen=True, array_like=True):
     finish: FinishReason | None = None
     usage: Usage | None = None
     aside: Aside | None = None
-    tokens: int = 1
+    tokens: Annotated[int, msgspec.Meta(ge=0, le=MOST_TOKENS)] = 1
 
 
 class Device(msgspec.Struct, frozen=True):

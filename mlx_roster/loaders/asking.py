@@ -38,12 +38,12 @@ def patiently(ask: Callable[[], T]) -> T:
         try:
             return ask()
         except (TransportError, LocalEntryNotFoundError) as error:
-            pause(error, fruitless)
+            time.sleep(pause(error, fruitless))
     raise AssertionError
 
 
-def pause(error: Exception, fruitless: int) -> None:
-    """Wait before what ended with `error` is tried again, for as long as the Hub asks for or longer each time.
+def pause(error: Exception, fruitless: int) -> float:
+    """Seconds before what ended with `error` is tried again: as long as the Hub asks for, or longer each time.
 
     Raises `error` where no other try would help, or enough of them brought nothing.
     """
@@ -57,7 +57,7 @@ def pause(error: Exception, fruitless: int) -> None:
     if fruitless > RETRIES:
         raise error
     ours = PAUSE * 2 ** max(fruitless - 1, 0)
-    time.sleep(ours if asked is None else min(max(asked, 0.0), LONGEST_PAUSE))
+    return ours if asked is None else min(max(asked, 0.0), LONGEST_PAUSE)
 
 
 def _asked(retry_after: str) -> float | None:

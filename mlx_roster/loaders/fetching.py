@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatch
+from io import FileIO
 from pathlib import Path
 from threading import Lock, Thread
 from typing import Any, TextIO, TypedDict
@@ -189,20 +190,26 @@ def _latest(blob: Path) -> int:
 
 def _receive(url: str, partial: Path, size: int, progress: Progress) -> None:
     """Fetch what `partial` lacks of `size` bytes, over as many connections as it takes while each brings something."""
-    fruitless = 0
+    fruitless, all_of_it = 0, False
     while (before := _length(partial)) < size:
         try:
-            _append(url, partial, before, progress)
+            all_of_it = _append(url, partial, before, progress)
         except TransportError as error:
             fruitless = 0 if _length(partial) > before else fruitless + 1
-            pause(error, fruitless)
-    if (there := _length(partial)) > size:
-        partial.unlink()
-        progress.add(-there)
+            time.sleep(pause(error, fruitless))
+        else:
+            if all_of_it or _length(partial) == before:
+                break
+    if (there := _length(partial)) != size:
+        if all_of_it or there > size:
+            # It is another file, or a page that says why not: nothing to go on from.
+            partial.unlink()
+            progress.add(-there)
         raise OSError(None, f"the Hub sent {there} bytes of a file of {size}")
 
 
-def _append(url: str, partial: Path, begin: int, progress: Progress) -> None:
+def _append(url: str, partial: Path, begin: int, progress: Progress) -> bool:
+    """Fetch what there is from `begin` on. Whether the answer was to be the whole file, from its first byte on."""
     # Compressed, a file would have no ranges.
     headers = {**build_hf_headers(), "Accept-Encoding": "identity", "Range": f"bytes={begin}-"}
     if not begin:
@@ -214,8 +221,15 @@ def _append(url: str, partial: Path, begin: int, progress: Progress) -> None:
                 file.truncate(0)
                 progress.add(-begin)
             for chunk in response.iter_bytes():
-                file.write(chunk)
+                write(file, chunk)
                 progress.add(len(chunk))
+        return response.status_code != 206
+
+
+def write(file: FileIO, chunk: bytes) -> None:
+    """All of `chunk`: a disk with room for a part takes that part, and only refuses the next one."""
+    while chunk:
+        chunk = chunk[file.write(chunk) :]
 
 
 def _length(file: Path) -> int:

@@ -31,9 +31,11 @@ class Account:
     #: From the lease: how long it waited for its model, and how much of that was the load.
     waited: float | None = None
     loaded: float | None = None
-    #: When the first token of any of its choices was there, and the last.
+    #: When the first token of any of its choices was there.
     first: float | None = None
-    last: float | None = None
+    #: From each choice's first token to its last, all together, and how many tokens came after the first ones.
+    generating: float = 0.0
+    further_tokens: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0

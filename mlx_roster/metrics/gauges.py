@@ -6,6 +6,7 @@ from collections import Counter as Tally
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
+from msgspec.structs import astuple
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from mlx_roster.core import Counters
@@ -66,6 +67,14 @@ class State:
         self._counters = counters
         self._stalled = stalled
         self._names = names
+        #: What has been counted of each model's workers, and what of that under each label: a model that gets series of
+        #: its own, or loses them, takes nothing along. `rate()` would take what becomes less for a restart.
+        self._seen: dict[str, Counters] = {}
+        self._done: dict[str, Counters] = {}
+
+    def remove(self, model: str) -> None:
+        """The series of `model` are not wanted any more."""
+        self._done.pop(model, None)
 
     def collect(self) -> Iterator[Metric]:
         overview = self._overview()
@@ -88,6 +97,9 @@ class State:
         for model, counters in self._counters().items():
             label = self._names.model(model)
             sums[label] = sums.get(label, Counters()) + counters
+            before, now = self._seen.get(model, Counters()), counters.done
+            self._seen[model] = now
+            self._done[label] = self._done.get(label, Counters()) + _more(now, before)
         for name, text, count in _WORK:
             yield _by_model(
                 GaugeMetricFamily(PREFIX + name, text, labels=["model"]),
@@ -96,8 +108,14 @@ class State:
         for name, text, count in _DONE:
             yield _by_model(
                 CounterMetricFamily(PREFIX + name, text, labels=["model"]),
-                {label: [count(one)] for label, one in sums.items()},
+                {label: [count(one)] for label, one in self._done.items()},
             )
+
+
+def _more(now: Counters, before: Counters) -> Counters:
+    """What has come to be between the two."""
+    pairs = zip(astuple(now), astuple(before), strict=True)
+    return Counters(*(max(0, later - earlier) for later, earlier in pairs))
 
 
 def _whole(overview: Overview) -> Iterator[Metric]:
@@ -109,7 +127,7 @@ def _whole(overview: Overview) -> Iterator[Metric]:
     yield _gauge("memory_budget_bytes", "What all models together may take.", memory.budget)
     yield _gauge("memory_held_bytes", "What nobody else can have now, in use or not.", memory.held)
     yield _gauge("memory_committed_bytes", "What is promised to those that stay.", memory.committed)
-    yield _gauge("queued_requests", "Requests that wait for a model.", overview.queued)
+    yield _gauge("queued_requests", "Requests that wait for a model, or for a place in its batch.", overview.queued)
     yield _gauge("queued_requests_limit", "How many may, before the next is refused.", overview.max_queued)
     yield _gauge(
         "config_last_reload_success",

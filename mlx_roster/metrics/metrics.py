@@ -40,7 +40,8 @@ class Metrics:
         self._overview = overview
         self._names = Names(listed)
         self._collectors = CollectorRegistry()
-        self._collectors.register(State(overview, counters, stalled, self._names))
+        self._state = State(overview, counters, stalled, self._names)
+        self._collectors.register(self._state)
         self._requests = Requests(self._collectors, self._names)
         self._residence = Residence(self._collectors, self._names)
         self._connections = gauge(self._collectors, "http_connections", "Connections of clients that are open.")
@@ -106,6 +107,7 @@ class Metrics:
             self._names.forget(model)
             self._requests.remove(model=model)
             self._residence.remove(model)
+            self._state.remove(model)
         self._unlisted -= gone
 
 

@@ -107,9 +107,8 @@ class Requests:
     def _served(self, account: Account, model: str) -> None:
         if account.ended is not None:
             self._whole.labels(model).observe(max(0.0, account.ended - account.started))
-        each = account.completion_tokens / len(account.finishes)
-        if account.first is not None and account.last is not None and each > 1:
-            self._each.labels(model).observe((account.last - account.first) / (each - 1))
+        if account.further_tokens:
+            self._each.labels(model).observe(account.generating / account.further_tokens)
 
 
 def _amounts(account: Account) -> dict[str, int]:

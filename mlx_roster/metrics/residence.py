@@ -65,7 +65,8 @@ class Residence:
                     self._crashes.labels(model, reason)
                 self._restarts.labels(model)
             case "loaded" | "failed" | "cancel":
-                self._loads.labels(model, _ENDS[change.kind]).inc()
+                # One that got no further was given up, and has failed as much as one that says so itself.
+                self._loads.labels(model, "failed" if fields.get("stalled") else _ENDS[change.kind]).inc()
                 if change.kind == "loaded":
                     self._loaded(model, fields["seconds"])
             case "drain":

@@ -75,9 +75,9 @@ class Board:
             self.stirred = True
         return line
 
-    def end_search(self, line: Line) -> None:
+    def end_search(self, line: Line, stalled: str | None = None) -> None:
         if line.search is not None:
-            self.actions.append(events.CancelLocate(line.search.job))
+            self.actions.append(events.CancelLocate(line.search.job, stalled))
             self.found(line.search.job)
 
     def leave(self, ticket: int) -> bool:
@@ -93,6 +93,17 @@ class Board:
                 self.stop_load(resident, "nobody waits for it")
             self.stirred = True
         return True
+
+    def unplaced(self, resident: Resident) -> int:
+        """How many have a lease of it, and no place in its batch yet."""
+        # Asked of every Resident, and terms may be made anew for each answer.
+        terms = self.terms.get(resident.model) if resident.leases else None
+        return 0 if terms is None else max(0, len(resident.leases) - terms.max_concurrency)
+
+    @property
+    def queued(self) -> int:
+        """How many requests wait, as `max_queued` counts them: for a model, or for a place in its batch."""
+        return self.queue.counted + sum(map(self.unplaced, self.ledger))
 
     def refuse(self, waiter: Waiter, error: RosterError) -> None:
         self.actions.append(events.Refuse(waiter.ticket, waiter.model, error))
@@ -140,13 +151,13 @@ class Board:
         self.ledger.touch(resident)
         self.actions.append(events.StartLoad(resident.model, resident.serial, resident.size))
 
-    def stop_load(self, resident: Resident, why: str) -> None:
+    def stop_load(self, resident: Resident, why: str, *, stalled: bool = False) -> None:
         line = self.queue.lines.get(resident.model)
         if resident.started is None:
             self.move(resident, State.GONE, why)
         else:
             self.move(resident, State.UNLOADING, why)
-            self.actions.append(events.CancelLoad(resident.serial, why))
+            self.actions.append(events.CancelLoad(resident.serial, why, stalled))
             if line is not None:
                 line.resumed = self.at
         if line is not None:

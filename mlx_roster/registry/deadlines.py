@@ -55,6 +55,7 @@ def _expire_line(board: Board, line: Line) -> None:
         if line.search.progressed + timeout <= board.at:
             stalled = _stalled(line.model, timeout)
             line.record.failed(board.at, stalled.message)
+            board.end_search(line, stalled.message)
             board.refuse_all(line.model, stalled)
     elif _waits_for_room(board, line):
         for waiter in line.expired(board.at, board.policy.queue_timeout):
@@ -76,7 +77,7 @@ def _expire_resident(board: Board, resident: Resident) -> None:
         error = _stalled(resident.model, board.policy.load_timeout)
         resident.record.failed(board.at, error.message)
         board.refuse_all(resident.model, error)
-        board.stop_load(resident, error.message)
+        board.stop_load(resident, error.message, stalled=True)
     elif board.hangs_from(resident) <= board.at:
         _replace(board, resident)
     elif resident.state is State.DRAINING:

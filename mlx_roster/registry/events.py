@@ -20,7 +20,8 @@ class Acquire:
 
     `keep_alive` is how long the model is to stay after this request, in seconds; None leaves that to its ttl. One that
     is `exempt` (a preload, an operator's wish) is held up by no limit, no deadline and no cooldown. `client`: whose it
-    is, where that is known; of their requests, no more than `client_limit` may wait.
+    is, where that is known; of their requests, no more than `client_limit` may wait. Where that is None, it is half of
+    all that may, and half of those that may for this model.
     """
 
     at: float
@@ -222,9 +223,13 @@ class Locate:
 
 @dataclass(frozen=True, slots=True)
 class CancelLocate:
-    """Nobody waits for this any more: end it. What it would answer is ignored."""
+    """Nobody waits for this any more: end it. What it would answer is ignored.
+
+    `stalled`: why it is given up, where it is no other's doing that it is.
+    """
 
     job: int
+    stalled: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,10 +243,11 @@ class StartLoad:
 
 @dataclass(frozen=True, slots=True)
 class CancelLoad:
-    """End this load and answer with Unloaded."""
+    """End this load and answer with Unloaded. One that has `stalled` is given up: nobody's wish has changed."""
 
     serial: int
     why: str
+    stalled: bool = False
 
 
 @dataclass(frozen=True, slots=True)

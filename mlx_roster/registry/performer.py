@@ -168,12 +168,12 @@ class Performer:
                 entry = self._catalog.entry(model)
                 assert entry is not None, f"{model} is to be looked for, and in no catalog"
                 self._keep(self._searches.start(model, entry, job))
-            case events.CancelLocate(job):
-                self._searches.cancel(job)
+            case events.CancelLocate(job, stalled):
+                self._searches.cancel(job, stalled)
             case events.StartLoad():
                 self._start(action)
-            case events.CancelLoad(serial, why):
-                self._say("cancel", serial, why=why)
+            case events.CancelLoad(serial, why, stalled):
+                self._say("cancel", serial, why=why, stalled=stalled or None)
                 load = self._holdings[serial].load
                 assert load is not None
                 load.cancel()

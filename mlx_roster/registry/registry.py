@@ -211,7 +211,7 @@ class Registry:
             version=__version__,
             uptime_seconds=round(at - self._started, 3),
             memory=status.memory(board),
-            queued=len(board.queue),
+            queued=board.queued,
             preload=self.preloads,
             reload=reload,
             models=tuple(status.model_status(board, model, at, progress) for model in status.noteworthy(board)),

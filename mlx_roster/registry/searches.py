@@ -74,9 +74,13 @@ class Searches:
         """The jobs."""
         return list(self._going)
 
-    def cancel(self, job: int) -> None:
+    def cancel(self, job: int, stalled: str | None = None) -> None:
+        """End it. Of one that has `stalled`, that is how it ends."""
         if job in self._going:
-            self._going[job][1].cancel()
+            model, task = self._going[job]
+            if stalled is not None:
+                self._journal.say("failed", model, logging.WARNING, job=job, why=stalled)
+            task.cancel()
 
     def progressed(self) -> list[int]:
         """The jobs that have got further since this was last asked, or have not had their turn yet."""
@@ -84,10 +88,9 @@ class Searches:
         further = []
         for job, (model, _) in self._going.items():
             done, _ = downloads.get(model, (0, 0))
-            if done > self._seen.get(job, 0):
-                self._seen[job] = done
-                further.append(job)
-            elif model in waiting:
+            # It may be less than before: a file that was not what it should have been is fetched anew.
+            before, self._seen[job] = self._seen.get(job, 0), done
+            if done > before or model in waiting:
                 further.append(job)
         return further
 

@@ -67,10 +67,12 @@ def memory(board: Board) -> Memory:
 
 
 def pinned(board: Board, model: str) -> bool:
-    record, terms = board.records.get(model), board.terms.get(model)
+    record = board.records.get(model)
     if record is None:
+        terms = board.terms.get(model)
         return terms is not None and terms.pin
-    return terms is not None and board.pinned(record, terms)
+    # Terms of thousands of models are made anew each time; what a record has is of the same roster.
+    return record.entry_pinned if record.pinned is None else record.pinned
 
 
 class Lister:

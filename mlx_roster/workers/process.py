@@ -220,8 +220,9 @@ class ProcessWorker(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost.set()
         self.worked.set()
-        if self._process.returncode is None:
-            # What it holds counts as free from here on, and it may have done no more than to hang up.
+        if self._process.returncode is None and not self._killed:
+            # What it holds counts as free from here on, and it may have done no more than to hang up. (Killing polls
+            # first: of one that has just been killed, that would take its status from asyncio, which warns of it.)
             self._process.kill()
         crash = self._crash()
         self._fail_load(crash)

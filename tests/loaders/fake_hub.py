@@ -36,6 +36,8 @@ class FakeHub(ThreadingHTTPServer):
         self.stops: dict[str, int] = {}
         self.ends: dict[str, int] = {}
         self.gates: dict[str, int] = {}
+        #: The file is no longer than that, whatever has been said of it before.
+        self.shorts: dict[str, int] = {}
         #: What is said of a file's size before it is asked for, where that is not so.
         self.sizes: dict[str, int] = {}
         #: Of a repo or a file: the answers that come first, as a status and a Retry-After in seconds.
@@ -190,6 +192,7 @@ class _Request(BaseHTTPRequestHandler):
 
     def _file(self, repo: str, name: str, *, with_body: bool) -> None:
         content = self.server.repos[repo][name]
+        content = content[: self.server.shorts.get(name, len(content))]
         # Of what is elsewhere, the tag is another one there.
         headers = {"ETag": '"x"' if is_large(name) else f'"{etag(name, content)}"', "X-Repo-Commit": commit(repo)}
         asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))

@@ -21,6 +21,7 @@ from mlx_roster.loaders.source import draft_folders
 from tests.engine import tiny
 from tests.loaders.fake_hub import FakeHub
 from tests.loaders.hub_cache import FILES, REPO, WANTED, weights
+from tests.looking import until
 
 OTHER = "org/small"
 
@@ -81,12 +82,14 @@ def test_drafts_are_downloaded_after_the_model(hub: FakeHub) -> None:
 
     async def run() -> Located:
         locator = Locator(0)
-        job = asyncio.create_task(locator.locate("atlas", entry(REPO, OTHER)))
-        while not job.done():
+
+        def look() -> None:
             seen.extend(locator.progress().values())
-            if seen and seen[-1] >= (first + 50_000, 0):
-                hub.open_gate("model.safetensors")
-            await asyncio.sleep(0.001)
+
+        job = asyncio.create_task(locator.locate("atlas", entry(REPO, OTHER)))
+        await until(lambda: job.done() or seen[-1:] >= [(first + 50_000, 0)], look)
+        hub.open_gate("model.safetensors")
+        await until(job.done, look)
         assert locator.progress() == {}
         return await job
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import errno
 import resource
+from io import FileIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mlx_roster.loaders.fetching import write
 from mlx_roster.loaders.locate import Locator
 from mlx_roster.loaders.space import DiskFull, room_for
 from tests.loaders.fake_hub import FakeHub, etag
 from tests.loaders.hub_cache import FILES, REPO
-from tests.loaders.test_locate import BIG, PART, failure, fetchers, held, locate, locating, until, whole
+from tests.loaders.test_locate import BIG, PART, failure, fetchers, held, locate, locating, whole
+from tests.looking import until
 
 
 def blobs(cache: Path) -> Path:
@@ -73,6 +77,16 @@ def test_what_came_before_the_disk_was_full_is_not_fetched_again(hub: FakeHub, c
     assert (blobs(cache) / f"{etag(BIG, FILES[BIG])}.incomplete").stat().st_size == PART
     assert whole(locate().path)
     assert (BIG, PART) in hub.begun
+
+
+def test_what_a_nearly_full_disk_has_taken_a_part_of_is_written_to_its_end(tmp_path: Path) -> None:
+    class NearlyFull(FileIO):
+        def write(self, data: Any, /) -> int:
+            return super().write(memoryview(data)[:3])
+
+    with NearlyFull(tmp_path / "partial", "ab") as file:
+        write(file, b"all of it")
+    assert (tmp_path / "partial").read_bytes() == b"all of it"
 
 
 def test_other_errors_are_left_as_they_are(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ TOKEN = re.compile(
     re.X,
 )
 
-FUNCTIONS = frozenset({"rate", "increase", "histogram_quantile", "sum", "min", "max", "topk", "label_values"})
+FUNCTIONS = frozenset({"rate", "increase", "histogram_quantile", "sum", "min", "max", "topk", "vector", "label_values"})
 GROUPING = frozenset({"by", "without", "on", "ignoring"})
 WORDS = frozenset({"or", "and", "unless", "offset", "bool"})
 

@@ -136,3 +136,29 @@ def test_what_a_reload_takes_out_has_no_series_once_it_is_gone() -> None:
                 assert values(metrics, "mlx_roster_loads_total", "model")["a"] == 1
 
     asyncio.run(main())
+
+
+def test_what_workers_count_never_becomes_less_whoever_has_series_of_its_own() -> None:
+    models = {f"m{number}": Counters(steps=100) for number in range(MODELS + 2)}
+    listed = set(models)
+    metrics = Metrics(lambda: NOTHING, lambda: models, lambda model, adapter: model in listed)
+
+    def steps() -> dict[str, float]:
+        found = values(metrics, "mlx_roster_engine_steps_total", "model")
+        return {name: found.get(name, 0) for name in ("m0", "m50", "other")}
+
+    def reload(*, without: str | None = None) -> None:
+        listed.update(models)
+        listed.discard(without or "")
+        metrics.heard(Change("reload", None, {"ok": True}, None))
+
+    assert steps() == {"m0": 100, "m50": 0, "other": 200}
+    reload(without="m0")
+    # Its place is free again, which another takes: from here on, and with nothing that was counted elsewhere before.
+    assert steps() == {"m0": 0, "m50": 0, "other": 200}
+    models["m50"] += Counters(steps=7)
+    assert steps() == {"m0": 0, "m50": 7, "other": 200}
+    # It comes back, as one of the others by now.
+    reload()
+    models["m0"] += Counters(steps=3)
+    assert steps() == {"m0": 0, "m50": 7, "other": 203}

@@ -14,7 +14,7 @@ import pytest
 from mlx_roster.core import Aside, CallDelta, Delta, Generation, Usage
 from mlx_roster.errors import AdapterIncompatible, InvalidRequest, LoadFailed
 from tests.metrics.scraped import OPENMETRICS
-from tests.metrics.truth import Truth
+from tests.metrics.truth import Operator, Truth
 from tests.server.harness import TIMEOUT, Breaks, Running, post, running
 
 ADAPTERS = ("pirate", "french", "shout")
@@ -40,6 +40,7 @@ class Client:
         self.http = http
         self.random = random.Random(seed)
         self.truth = Truth({"atlas": 2, "org/scribe": 8})
+        self.operator = Operator(http, self.truth)
 
     def act(self) -> None:
         acts: list[Callable[[], None]] = [
@@ -49,7 +50,7 @@ class Client:
             self.wrong,
             self.unknown,
             self.unloadable,
-            self.operates,
+            self.operator.unloads,
             self.together,
         ]
         self.random.choice(acts)()
@@ -191,20 +192,7 @@ class Client:
         code = reply.json()["error"]["code"]
         self.truth.failed("org/scribe", code)
         self.truth.ended(reply.status_code, operation="text_completion", model="org/scribe", code=code)
-        self.operator("load", "org/scribe")
-        self.truth.leased("org/scribe", request=False)
-
-    def operates(self) -> None:
-        """An operator unloads what is there."""
-        model = self.truth.resident
-        if model is not None:
-            self.operator("unload", model)
-            self.truth.evicted("operator")
-
-    def operator(self, verb: str, model: str) -> None:
-        reply = self.http.post(f"/admin/models/{model}/{verb}", params={"wait": "true"} if verb == "unload" else None)
-        assert reply.status_code == 200, reply.text
-        self.truth.add("requests_total", operation="other", status="200", model=model, adapter="")
+        self.operator.loads("org/scribe")
 
 
 @pytest.mark.parametrize("seed", range(3))

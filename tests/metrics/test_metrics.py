@@ -18,6 +18,7 @@ from mlx_roster.metrics import Metrics
 from mlx_roster.registry import Registry
 from mlx_roster.registry.overview import Change, Memory, ModelBytes, ModelStatus, Overview, Preloads, Reload
 from mlx_roster.testing import FakeSources, FakeWorkers
+from tests.registry.test_registry import Clock, settled
 
 NOTHING = Overview("0", 1.0, Memory(100, 20, 10), 3, Preloads(), None, (), 512)
 IDLE = ModelStatus("a", "ready", False, 0, 0, ModelBytes(5, 7), None, None, 0, 1.0, None, ())
@@ -203,6 +204,36 @@ def test_loads_refusals_and_waits() -> None:
             found = samples(here.metrics)
             assert found["worker_restarts_total", "a"] == 1
             assert found["loads_total", "a", "ok"] == 2
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("stage", ["download", "load"])
+def test_what_gets_no_further_has_failed_and_what_nobody_wants_any_more_has_not(stage: str) -> None:
+    async def main() -> None:
+        workers, sources, clock = FakeWorkers(), FakeSources(), Clock()
+        if stage == "download":
+            sources.gates["a"] = asyncio.Event()
+        else:
+            workers.hold("load a")
+        async with Registry(roster(), workers, sources, 10, clock=clock) as registry:
+            metrics = Metrics(registry.overview, registry.counters, registry.lists, registry.stalled)
+            registry.listen(metrics.heard)
+            load = asyncio.ensure_future(registry.load("a"))
+            await settled()
+            for _ in range(300):
+                # In one leap it would seem that this process had stood still itself.
+                clock.at += 1
+                registry.tick()
+            with pytest.raises(LoadFailed, match="did not get any further for 5m"):
+                await load
+            given_up = asyncio.ensure_future(registry.load("a"))
+            await settled()
+            given_up.cancel()
+            await asyncio.wait([given_up])
+            found = {key[1:]: value for key, value in samples(metrics).items() if key[0] == "loads_total"}
+            # Of a download that nobody waits for any more, no load has come.
+            assert found == {("a", "failed"): 1} | ({("a", "cancelled"): 1} if stage == "load" else {})
 
     asyncio.run(main())
 

@@ -11,6 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
+from mlx_roster.config import SchedulingSettings
+from mlx_roster.config.units import parse_duration
+from mlx_roster.errors import TooManyConnections
+from mlx_roster.server.errors import ANSWERS
 from tests.metrics.promql import Series, parsed
 from tests.metrics.scraped import busy, exposed
 
@@ -76,7 +80,9 @@ def check(query: str) -> None:
         if FAMILIES.get(series.name) and FAMILIES[series.name].kind == "counter":
             assert series.ranged or "unless" in query, f"{series.name} only ever grows"
     for label in found.grouped:
-        assert all(label in labels for labels in known), f"grouped by {label}, which not all have"
+        # Prometheus's own is of the target, by which it is matched with ours.
+        ours = [labels for series, labels in zip(found.series, known, strict=True) if series.name != "up"]
+        assert all(label in labels for labels in ours or known), f"grouped by {label}, which not all have"
     if "histogram_quantile" in query:
         assert "le" in found.grouped
         assert all(series.name.endswith("_bucket") for series in found.series)
@@ -175,6 +181,38 @@ def test_every_alert_says_what_is_the_matter_and_what_to_do(rule: dict[str, Any]
     known = {*TARGET, *(grouped or labels_of(parsed(rule["expr"]).series[0]))}
     said = " ".join(rule["annotations"].values())
     assert set(re.findall(r"\$labels\.(\w+)", said)) <= known
+
+
+def test_that_a_worker_gets_nowhere_is_told_before_it_is_replaced() -> None:
+    config = yaml.safe_load((FOLDER / "prometheus.yml").read_text())["global"]
+    (rule,) = (rule for rule in rules() if rule["alert"] == "MlxRosterModelStalled")
+    takes = [rule["for"], config["scrape_interval"], config["evaluation_interval"]]
+    # By default: it counts as stalled for the second half of the time that it may be.
+    assert sum(map(parse_duration, takes)) <= SchedulingSettings().stall_timeout / 2
+
+
+def test_what_is_new_to_prometheus_is_no_news_where_prometheus_is_new_itself() -> None:
+    compared = [rule["expr"] for rule in rules() if " unless " in rule["expr"]]
+    assert compared
+    for query in compared:
+        (past,) = re.findall(r"unless \S+ offset (\w+)", query)
+        assert query.endswith(f' and on (instance, job) up{{job="mlx-roster"}} offset {past}')
+
+
+def test_the_alert_on_errors_is_of_all_that_are_the_servers() -> None:
+    """By their codes: a stream that ends with one keeps the status 200."""
+    (rule,) = (rule for rule in rules() if rule["alert"] == "MlxRosterServerErrors")
+    (codes,) = re.findall(r'code=~"([^"]+)"', rule["expr"])
+    # Too many connections are none of any request's.
+    others = {TooManyConnections.code}
+    assert sorted(codes.split("|")) == sorted({e.code for e, how in ANSWERS.items() if how.status >= 500} - others)
+
+
+def test_a_sum_of_series_that_are_not_there_yet_is_none() -> None:
+    """Before anything was loaded, a model has none: what is added to nothing is nothing, and not itself."""
+    for title, query in queries():
+        if " + " in query:
+            assert all("or vector(0)" in term for term in query.split(" + ")), title
 
 
 def test_the_scrape_config_fits_the_alerts() -> None:

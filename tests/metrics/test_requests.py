@@ -56,7 +56,9 @@ def test_two_are_twice_as_much() -> None:
 
 
 def test_several_choices() -> None:
-    found = added(account(adapter=None, finishes=["stop", "length", "stop"], completion_tokens=9))
+    # One token after the other takes half a second; one choice begins late, and has fewer of them.
+    took = {"generating": 0.5 * (3 + 3 + 0), "further_tokens": 3 + 3 + 0}
+    found = added(account(adapter=None, finishes=["stop", "length", "stop"], completion_tokens=9, **took))
     assert found["request_success_total", "", "stop", "atlas"] == 2
     assert found["request_success_total", "", "length", "atlas"] == 1
     assert found["request_time_per_output_token_seconds_sum", "atlas"] == 0.5
@@ -75,7 +77,7 @@ def test_one_that_was_cut(status: int, code: str | None) -> None:
 
 
 def test_one_of_a_single_token_says_nothing_of_the_time_between() -> None:
-    found = added(account(completion_tokens=1, last=10.5))
+    found = added(account(completion_tokens=1, generating=0.0, further_tokens=0))
     assert ("request_time_per_output_token_seconds_count", "atlas") not in found
     assert found["time_to_first_token_seconds_count", "atlas"] == 1
 

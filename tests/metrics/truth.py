@@ -7,6 +7,8 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+import httpx2
+
 from tests.metrics.scraped import families
 
 #: What no client can know: how many steps its tokens took, and how many of them came together with the first.
@@ -154,6 +156,31 @@ class Truth:
             and not (name[0] in COMPUTED and dict(name[1])["model"] in vague)
         }
         assert differ == {}, "what was counted, and what is true"
+
+
+class Operator:
+    """Somebody who loads and unloads over the same server, and whose requests are counted, too."""
+
+    def __init__(self, http: httpx2.Client, truth: Truth) -> None:
+        self._http = http
+        self._truth = truth
+
+    def loads(self, model: str) -> None:
+        """Past a cooldown."""
+        self._act(model, "load")
+        self._truth.leased(model, request=False)
+
+    def unloads(self) -> None:
+        """What is there, if anything is."""
+        model = self._truth.resident
+        if model is not None:
+            self._act(model, "unload?wait=true")
+            self._truth.evicted("operator")
+
+    def _act(self, model: str, verb: str) -> None:
+        reply = self._http.post(f"/admin/models/{model}/{verb}")
+        assert reply.status_code == 200, reply.text
+        self._truth.add("requests_total", operation="other", status="200", model=model, adapter="")
 
 
 def counted(body: str) -> dict[str, Counter[Key]]:

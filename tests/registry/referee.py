@@ -137,14 +137,18 @@ class Referee:
         return full or sum(counts.values()) >= self.policy.max_queued
 
     def _client_full(self, event: events.Acquire) -> bool:
-        if event.client is None or event.client_limit is None:
+        if event.client is None:
             return False
         waits = [one for one in self.waiting() if not one.exempt]
         for worker in self.workers.values():
             if worker.model in self.terms:
                 leases = sorted(self.leases(worker.serial), key=lambda one: one.ticket)
                 waits += leases[self.terms[worker.model].max_concurrency :]
-        return sum(one.client == event.client for one in waits) >= event.client_limit
+        own = [one.model for one in waits if one.client == event.client]
+        if event.client_limit is not None:
+            return len(own) >= event.client_limit
+        places = self.terms[event.model].max_queued
+        return 2 * len(own) >= self.policy.max_queued or (places is not None and 2 * own.count(event.model) >= places)
 
     # Events
 

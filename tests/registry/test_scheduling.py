@@ -189,6 +189,39 @@ def test_one_client_cannot_take_every_place_in_the_queue() -> None:
     )
 
 
+def test_one_client_cannot_take_every_place_of_one_model() -> None:
+    d = Driver(budget=10, max_queued=20).set("scribe", max_queued=5)
+    d.ready("atlas", 10)
+    for _ in range(3):
+        assert d.ask("scribe", 10, client="laptop")[1] == []
+    ticket, said = d.ask("scribe", 10, client="laptop")
+    assert (said, str(d.errors[ticket])) == (
+        [f"refuse {ticket}"],
+        "3 requests of this API key wait for scribe already, and no more than 3 of its may",
+    )
+    # It may wait for others; others may for this one; and who has a limit of its own has none but that.
+    assert d.ask("poet", 10, client="laptop")[1] == []
+    assert d.ask("scribe", 10, client="phone", client_limit=5)[1] == []
+    assert d.ask("scribe", 10, client="phone", client_limit=5)[1] == []
+
+
+def test_of_all_places_a_client_may_take_half() -> None:
+    d = Driver(budget=10, max_queued=3)
+    d.ready("atlas", 10)
+    assert d.ask("scribe", 10, client="laptop")[1] == []
+    assert d.ask("poet", 10, client="laptop")[1] == []
+    ticket, said = d.ask("clerk", 10, client="laptop")
+    assert said == [f"refuse {ticket}"]
+    assert str(d.errors[ticket]) == "2 requests of this API key wait already, and no more than 2 of its may"
+
+
+def test_places_in_a_batch_that_are_waited_for_are_places_too() -> None:
+    d = Driver(budget=10).set("atlas", max_concurrency=1, max_queued=4)
+    d.ready("atlas", client="laptop")
+    assert [d.ask("atlas", client="laptop")[1] for _ in range(3)] == [["grant 2"], ["grant 3"], ["refuse 4"]]
+    assert [d.ask("atlas", client="phone")[1] for _ in range(3)] == [["grant 5"], ["grant 6"], ["refuse 7"]]
+
+
 def test_a_clients_place_comes_back_when_it_leaves_or_is_granted_or_refused() -> None:
     d = Driver(budget=10)
     lease = d.ready("atlas", 10)

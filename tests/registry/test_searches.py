@@ -41,3 +41,26 @@ def test_a_download_that_waits_for_its_turn_is_not_ended_for_standing_still() ->
                 await task
 
     run(test())
+
+
+def test_a_download_that_begins_anew_gets_further_from_there() -> None:
+    async def test() -> None:
+        sources, clock = FakeSources(), Clock()
+        sources.gates["atlas"] = asyncio.Event()
+        async with registry("models: {atlas: {source: ./atlas}}", sources=sources, clock=clock) as r:
+            task = asyncio.create_task(say_once(r, Ref("atlas")))
+            await settled()
+            for done in (90, 0, 1, 2, 3, 3):
+                sources.downloads["atlas"] = (done, 100)
+                for _ in range(150):
+                    clock.at += 1
+                    r.tick()
+                await settled()
+                assert not task.done()
+            for _ in range(2):
+                clock.at += 1
+                r.tick()
+            with pytest.raises(LoadFailed, match="did not get any further for 5m"):
+                await task
+
+    run(test())

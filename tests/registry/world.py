@@ -19,8 +19,8 @@ from tests.registry.referee import Referee
 SIZES = {"a": 3, "b": 4, "c": 5, "d": 8, "all": 12, "whale": 14}
 BUDGETS = (12, 12, 9, 6, 16)
 
-#: Whose requests they are, and how many of each may wait.
-CLIENTS = {"none": 0, "one": 1, "few": 2, "many": 50}
+#: Whose requests they are, and how many of each may wait: None is half of the places there are.
+CLIENTS = {"none": 0, "one": 1, "few": 2, "many": 50, "half": None}
 
 #: Seconds from one thing to the next, and how long nothing may happen.
 PAUSES = (0.0, 0.0, 0.5, 1.0, 8.0)

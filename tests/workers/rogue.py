@@ -28,6 +28,8 @@ GARBAGE = {
     "command": wire.pack(wire.Stop()),
     "progress": wire.pack(wire.Progress(1, 1)),
     "memory": wire.pack(wire.Report(Measured(-5))),
+    "tokens": wire.pack(wire.Step([Delta(1, "", tokens=2**62)])),
+    "usage": wire.pack(wire.Step([Delta(1, "", "stop", Usage(-5, 1))])),
 }
 
 #: What it says that it counts before it answers, and answers well.

@@ -8,7 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,8 +28,15 @@ SOURCE = ModelSource(name="atlas", path="/nowhere", memory=2**30)
 ASKED = Generation(Text("hi"), max_tokens=3)
 
 
-def program(how: str) -> tuple[str, ...]:
-    return (sys.executable, rogue.__file__, how)
+Program = Callable[[str], tuple[str, ...]]
+
+
+@pytest.fixture
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Program:
+    """The command of a worker that goes wrong in one way, to be run in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    return lambda how: (sys.executable, rogue.__file__, how)
 
 
 async def answer(worker: ProcessWorker) -> tuple[str, str]:
@@ -44,12 +51,7 @@ async def answer(worker: ProcessWorker) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("how", [*rogue.GARBAGE, "abort", "exit"])
-def test_a_worker_that_goes_wrong_ends_and_the_next_one_serves(
-    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-
+def test_a_worker_that_goes_wrong_ends_and_the_next_one_serves(how: str, program: Program) -> None:
     async def test() -> None:
         ear = Ear()
         async with Spawner(keep_spare=False, program=program(how)) as spawner:
@@ -72,10 +74,7 @@ def test_a_worker_that_goes_wrong_ends_and_the_next_one_serves(
     run(test())
 
 
-def test_one_that_goes_wrong_before_it_has_begun_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-
+def test_one_that_goes_wrong_before_it_has_begun_is_replaced(program: Program) -> None:
     async def test() -> None:
         async with Spawner(keep_spare=False, program=program("early")) as spawner:
             worker = await spawner.load(SOURCE, Ear())
@@ -85,10 +84,7 @@ def test_one_that_goes_wrong_before_it_has_begun_is_replaced(tmp_path: Path, mon
     run(test())
 
 
-def test_one_that_hangs_up_and_stays_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-
+def test_one_that_hangs_up_and_stays_is_ended(program: Program) -> None:
     async def test() -> None:
         ear = Ear()
         async with Spawner(keep_spare=False, program=program("stay")) as spawner:
@@ -102,10 +98,8 @@ def test_one_that_hangs_up_and_stays_is_ended(tmp_path: Path, monkeypatch: pytes
     run(test())
 
 
-def test_what_is_counted_never_becomes_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_counted_never_becomes_less(program: Program) -> None:
     """Two threads of a worker count, and the one that looked first may be the last to say it."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
 
     async def test() -> None:
         async with Spawner(keep_spare=False, program=program("behind")) as spawner:
@@ -131,12 +125,7 @@ def no_more_files() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_without_a_free_file_descriptor_a_load_fails_and_the_next_one_works(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-
+def test_without_a_free_file_descriptor_a_load_fails_and_the_next_one_works(program: Program) -> None:
     async def test() -> None:
         async with Spawner(keep_spare=False, program=program("honest")) as spawner:
             await (await spawner.load(SOURCE, Ear())).stop()
@@ -147,6 +136,17 @@ def test_without_a_free_file_descriptor_a_load_fails_and_the_next_one_works(
             worker = await spawner.load(SOURCE, Ear())
             assert await answer(worker) == ("fine", "")
             await worker.stop()
+
+    run(test())
+
+
+def test_where_no_process_can_be_started_a_load_fails_and_leaves_nothing(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with Spawner(keep_spare=False, program=(str(tmp_path / "python"),)) as spawner:
+            files = psutil.Process().num_fds()
+            with pytest.raises(LoadFailed, match="no worker process could be started: No such file or directory"):
+                await spawner.load(SOURCE, Ear())
+            assert psutil.Process().num_fds() == files
 
     run(test())
 

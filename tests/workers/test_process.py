@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -290,6 +291,24 @@ def test_a_cancelled_load_leaves_no_process(model: ModelSource) -> None:
             assert not psutil.Process().children()
 
     run(test())
+
+
+def test_a_worker_that_is_killed_is_killed_once(caplog: pytest.LogCaptureFixture) -> None:
+    """A second signal polls first, and may take the status from asyncio: now and then a warning of an unknown child."""
+    listens = (sys.executable, "-S", "-c", "import sys, socket; socket.socket(fileno=int(sys.argv[1])).recv(1)")
+
+    async def one() -> int:
+        worker = await ProcessWorker.spawn(os.environ, listens)
+        await worker.kill()
+        assert worker._process.returncode is not None
+        return worker._process.returncode
+
+    async def test() -> None:
+        for _ in range(40):
+            assert set(await asyncio.gather(*(one() for _ in range(4)))) == {-signal.SIGKILL}
+
+    run(test())
+    assert "Unknown child" not in caplog.text
 
 
 def test_a_spare_that_died_is_replaced(model: ModelSource) -> None:

@@ -68,11 +68,10 @@ COMMANDS: list[wire.Command] = [
 ]
 
 
-def deep(depth: int) -> bytes:
-    """A Ready whose capabilities are nested as deeply as that."""
-    honest = wire.pack(wire.Ready(Measured(3), CAPABILITIES))[4:]
-    payload = honest.replace(b"\xa5top_k\x03", b"\xa5top_k" + b"\x91" * depth + b"\x03")
-    return len(payload).to_bytes(4, "big") + payload
+def deep(honest: bytes, depth: int) -> bytes:
+    """The frame with a field more, which nobody knows, and which is nested as deeply as that."""
+    fields, payload = honest[4], honest[5:] + b"\xa1x" + b"\x91" * depth + b"\x03"
+    return (1 + len(payload)).to_bytes(4, "big") + bytes([fields + 1]) + payload
 
 
 def broken(random: random.Random, honest: bytes) -> bytes:
@@ -108,7 +107,7 @@ def written(random: random.Random, honest: list[bytes]) -> bytes:
             case 3:
                 parts.append(random.randbytes(random.randint(0, 60)))
             case 4:
-                parts.append(deep(random.choice([5, 500, 50_000])))
+                parts.append(deep(random.choice(honest), random.choice([5, 500, 50_000])))
             case _:
                 parts.append(broken(random, random.choice(honest)))
     return b"".join(parts)
