@@ -38,10 +38,11 @@ class Server:
 
     def _read(self) -> None:
         assert self.process.stderr is not None
-        for line in self.process.stderr:
-            with self._more:
-                self.lines.append(line.rstrip())
-                self._more.notify_all()
+        with self.process.stderr as written:
+            for line in written:
+                with self._more:
+                    self.lines.append(line.rstrip())
+                    self._more.notify_all()
         with self._more:
             self._more.notify_all()
 
@@ -78,8 +79,6 @@ class Server:
         self.process.send_signal(number)
         code = self.process.wait(PATIENCE)
         self._reader.join()
-        assert self.process.stderr is not None
-        self.process.stderr.close()
         return code
 
 
@@ -110,6 +109,7 @@ def serving(
         server = Server(process)
     except BaseException:
         process.kill()
+        process.wait()
         raise
     try:
         yield server

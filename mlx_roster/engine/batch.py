@@ -13,16 +13,15 @@ from mlx_lm.generate import BatchGenerator, StopSequences
 
 from mlx_roster.engine.prefixes import Prefix, Prefixes, cuttable, kept, recurrent
 from mlx_roster.engine.prompts import Prompt
-from mlx_roster.engine.routed import Routed, Routing
+from mlx_roster.engine.routed import PREFILL_TOKENS, Routed, Routing
 from mlx_roster.engine.rows import Row, Rows
 from mlx_roster.engine.sampling import Sampler
 from mlx_roster.engine.scoring import ScoredPrompt, Scoring, Unscored
 from mlx_roster.engine.sequences import Fork, Token
 from mlx_roster.engine.speculative import Drafting
 
-#: Prompts joining together, and the tokens of each that one step takes in: what a cancel or another stream waits for.
+#: Prompts that join together.
 PREFILL_SEQUENCES = 16
-PREFILL_TOKENS = 512
 
 #: Tokens that must have been computed for a prompt's beginning to be kept before the answer is there. It is a copy, and
 #: where caches can be cut back it is only for requests that come meanwhile: the answer's own caches serve as well.

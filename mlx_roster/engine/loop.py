@@ -87,14 +87,7 @@ class Engine:
             self._adapters,
             self._inbox.put,
         )
-        self.capabilities = Capabilities(
-            vocabulary=loaded.vocabulary,
-            context=self._shortest(limits.max_context),
-            adapters=bool(self._bank.targets) and source.max_adapters > 0,
-            template=self._prompts.variables,
-            generation=dict(loaded.generation),
-            drafts=tuple(loaded.drafts),
-        )
+        self.capabilities = self._capable(loaded, source)
         self._stopped = self._failed = self._rested = self._closed = False
         self._turning: float | None = None
         self._memory.hold()
@@ -115,6 +108,16 @@ class Engine:
             self._prefixes,
             caches,
             loaded.vocabulary,
+        )
+
+    def _capable(self, loaded: Loaded, source: ModelSource) -> Capabilities:
+        return Capabilities(
+            vocabulary=loaded.vocabulary,
+            context=self._shortest(source.limits.max_context),
+            adapters=bool(self._bank.targets) and source.max_adapters > 0,
+            template=self._prompts.variables,
+            generation=dict(loaded.generation),
+            drafts=tuple(loaded.drafts),
         )
 
     def __repr__(self) -> str:
@@ -283,14 +286,13 @@ class Engine:
             gate=sequence.gate,
             top=sequence.top,
         )
-        prefix = self._prefix(sequence)
         return Admission(
             sequence=sequence.id,
             prompt=sequence.prompt,
             max_tokens=sequence.max_tokens,
             row=row,
             key=sequence.key,
-            prefix=prefix,
+            prefix=self._prefix(sequence),
             fork=sequence.fork,
             scores=sequence.scores,
             endless=sampling.ignore_eos,

@@ -9,6 +9,9 @@ from mlx.nn.layers.base import Module
 
 from mlx_roster.engine.rows import Rows
 
+#: Tokens of a prompt that one step takes in: what a cancel or another stream waits for.
+PREFILL_TOKENS = 512
+
 
 class Routing:
     """The rows of the forward pass in hand: set by `Routed`, read by adapted layers and the sampler. One thread."""

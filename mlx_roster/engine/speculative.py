@@ -17,13 +17,10 @@ from mlx_lm.models.cache import trim_prompt_cache
 from mlx_roster.core import FinishReason
 from mlx_roster.engine.caches import leaves
 from mlx_roster.engine.prefixes import Prefix
-from mlx_roster.engine.routed import Routed, Routing
+from mlx_roster.engine.routed import PREFILL_TOKENS, Routed, Routing
 from mlx_roster.engine.rows import Row, Rows
 from mlx_roster.engine.sampling import Sampler
 from mlx_roster.tensors import Draft
-
-#: Tokens of a prompt that one step takes in: what a cancel or another sequence waits for.
-PREFILL_TOKENS = 512
 
 
 class Drafting(NamedTuple):

@@ -261,6 +261,11 @@ def test_what_check_says_of_a_roster() -> None:
     assert found[-1].remedy == "mlx-roster pull org/far"
 
 
+def test_a_roster_without_models_is_no_fault_and_serves_nothing() -> None:
+    found = only(replace(MAC, roster=RosterFacts(PATH, roster(), report=Report(8 * GIB, 12 * GIB, ()))))
+    assert (found.level, found.text) == ("note", f"{PATH} lists no model")
+
+
 @pytest.mark.parametrize(
     ("text", "level", "words"),
     [

@@ -152,6 +152,6 @@ def test_reload_from_the_command_line(tmp_path: Path) -> None:
         assert "models.broken.sorce" in message
         assert str(tmp_path) not in message
         assert "the last reload, " in cli(server, "ps")
-        metrics = httpx.get(server.url.removesuffix("/v1") + "/metrics").text
+        metrics = httpx.get(server.url.removesuffix("/v1") + "/metrics", timeout=PATIENCE).text
         assert 'mlx_roster_config_reloads_total{result="failed"} 1.0' in metrics
         assert "mlx_roster_config_last_reload_success 0.0" in metrics

@@ -40,7 +40,7 @@ def address(server: Server) -> tuple[str, int]:
 
 def busy(server: Server) -> list[dict[str, Any]]:
     """The models that have something to do."""
-    models = [model["roster"] for model in httpx2.get(f"{server.url}/models").json()["data"]]
+    models = [model["roster"] for model in httpx2.get(f"{server.url}/models", timeout=PATIENCE).json()["data"]]
     return [model for model in models if model["in_flight"] or model["queued"]]
 
 

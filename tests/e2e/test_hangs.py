@@ -38,12 +38,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
 
 
-@pytest.fixture
-def client(server: Server) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server.url, timeout=PATIENCE) as client:
-        yield client
-
-
 def health(client: httpx.Client, server: Server) -> tuple[int, str, int]:
     response = client.get(server.url.removesuffix("/v1") + "/health")
     return response.status_code, response.json()["status"], response.json()["stalled"]

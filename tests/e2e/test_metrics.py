@@ -19,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from mlx_roster.demo import directory
 from tests.metrics.scraped import OPENMETRICS
-from tests.metrics.truth import Truth
+from tests.metrics.truth import Operator, Truth
 from tests.server.harness import post
 from tests.serving import PATIENCE, Server, serving
 from tests.toys import babbler
@@ -54,6 +54,7 @@ class Client:
         self.http = http
         self.random = random.Random(7)
         self.truth = Truth({"atlas": 1, "scribe": 8, "busy": 8})
+        self.operator = Operator(http, self.truth)
         self.babbled = 0
 
     def scrape(self) -> str:
@@ -74,7 +75,13 @@ class Client:
         )
 
     def act(self) -> None:
-        acts: list[Callable[[], None]] = [*[self.served] * 12, self.leaves, self.wrong, self.killed, self.operates]
+        acts: list[Callable[[], None]] = [
+            *[self.served] * 12,
+            self.leaves,
+            self.wrong,
+            self.killed,
+            self.operator.unloads,
+        ]
         self.random.choice(acts)()
 
     def served(self) -> None:
@@ -129,19 +136,7 @@ class Client:
         os.kill(self.server.worker(model), signal.SIGKILL)
         self.until(lambda: self.value("worker_crashes_total", model=model) == before + 1)
         self.truth.evicted("crash")
-        self.operator("load", model)
-        self.truth.leased(model, request=False)
-
-    def operates(self) -> None:
-        model = self.truth.resident
-        if model is not None:
-            self.operator("unload", model)
-            self.truth.evicted("operator")
-
-    def operator(self, verb: str, model: str) -> None:
-        reply = self.http.post(f"/admin/models/{model}/{verb}", params={"wait": "true"} if verb == "unload" else None)
-        assert reply.status_code == 200, reply.text
-        self.truth.add("requests_total", operation="other", status="200", model=model, adapter="")
+        self.operator.loads(model)
 
 
 @pytest.fixture

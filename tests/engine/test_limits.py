@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import gc
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mlx_roster.core import AdapterSource, Generation, Limits
-from mlx_roster.engine.batch import PREFILL_TOKENS
+from mlx_roster.engine.routed import PREFILL_TOKENS
 from mlx_roster.errors import ContextLengthExceeded
 from tests.engine import tiny
 from tests.engine.sharing import PROMPT, ask, resting, said_alone, together
 from tests.engine.tiny import Driven, words
 
-
-@pytest.fixture(autouse=True)
-def _clean(alone: Any) -> None:
-    """What earlier tests have left is not to be freed in the middle of this one."""
-    gc.collect()
+pytestmark = pytest.mark.usefixtures("swept")
 
 
 def test_limits_do_not_disturb_what_runs(roomy: Driven, alone: Any) -> None:

@@ -14,7 +14,7 @@ import pytest
 from mlx_lm.generate import generate_step
 
 from mlx_roster.core import Chat, Generation, Sampling, Usage
-from mlx_roster.engine.batch import PREFILL_TOKENS
+from mlx_roster.engine.routed import PREFILL_TOKENS
 from mlx_roster.loaders.models import load
 from tests.engine import tiny
 from tests.engine.test_loop import faulty
@@ -245,6 +245,7 @@ def test_context_is_counted_with_what_is_cached(model: Path) -> None:
         assert len(engine.tokens[number]) <= 5
 
 
+@pytest.mark.usefixtures("swept")
 def test_engine_keeps_what_it_may_and_says_so(model: Path) -> None:
     with tiny.driven(model, prompt_cache_entries=3, prompt_cache_bytes=100 * 256) as engine:
         engine.rest()
@@ -263,6 +264,7 @@ def test_engine_keeps_what_it_may_and_says_so(model: Path) -> None:
         assert engine.said.reports[-1].active == before.active
 
 
+@pytest.mark.usefixtures("swept")
 @pytest.mark.parametrize("off", [{"prompt_cache_entries": 0}, {"prompt_cache_bytes": 0}])
 def test_cache_that_is_off_keeps_nothing(model: Path, off: dict[str, int]) -> None:
     with tiny.driven(model, **off) as engine:
@@ -276,6 +278,7 @@ def test_cache_that_is_off_keeps_nothing(model: Path, off: dict[str, int]) -> No
         assert engine.said.reports[-1].active == engine.said.reports[0].active
 
 
+@pytest.mark.usefixtures("swept")
 def test_prefixes_are_what_is_given_up_first(model: Path) -> None:
     with tiny.driven(model) as engine:
         ask(engine, tiny.request(words(1, 100), 3))

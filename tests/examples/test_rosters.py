@@ -75,7 +75,7 @@ class TestTeam:
         assert ask(team, "writer:legal", "key-of-support-bot").status_code == 403
         assert ask(team, "coder", "key-of-support-bot").status_code == 403
         headers = {"authorization": "Bearer key-of-support-bot"}
-        listed = httpx2.get(f"{team}/models", headers=headers, trust_env=False).json()["data"]
+        listed = httpx2.get(f"{team}/models", headers=headers, timeout=PATIENCE, trust_env=False).json()["data"]
         assert [entry["id"] for entry in listed] == ["writer:support"]
 
     def test_only_operators_operate(self, team: str) -> None:
@@ -83,7 +83,7 @@ class TestTeam:
         codes = {}
         for name in ("anna", "support-bot", "ops"):
             headers = {"authorization": f"Bearer key-of-{name}"}
-            codes[name] = httpx2.get(status, headers=headers, trust_env=False).status_code
+            codes[name] = httpx2.get(status, headers=headers, timeout=PATIENCE, trust_env=False).status_code
         assert codes == {"anna": 403, "support-bot": 403, "ops": 200}
 
     def test_a_stranger_gets_nothing(self, team: str) -> None:
@@ -107,5 +107,7 @@ def test_many_adapters_of_one_base(tmp_path: Path) -> None:
         assert texts["umbrella-bot"] == texts["base:globex"]
         assert texts["base"] == "The capital of France is Paris."
         # It was loaded once, whatever adapters were asked for.
-        models = httpx2.get(server.url.removesuffix("/v1") + "/admin/status", trust_env=False).json()["models"]
+        models = httpx2.get(server.url.removesuffix("/v1") + "/admin/status", timeout=PATIENCE, trust_env=False).json()[
+            "models"
+        ]
         assert [(model["id"], model["state"]) for model in models] == [("base", "ready")]
