@@ -20,6 +20,7 @@ from mlx_roster.errors import LoadFailed, WorkerCrashed
 from mlx_roster.lifeline import SACRIFICE
 from mlx_roster.workers.process import ProcessWorker
 from mlx_roster.workers.spawner import Spawner
+from tests.looking import until
 from tests.serving import PATIENCE
 from tests.workers import rogue
 from tests.workers.test_process import Ear, run
@@ -89,11 +90,12 @@ def test_one_that_hangs_up_and_stays_is_ended(program: Program) -> None:
         ear = Ear()
         async with Spawner(keep_spare=False, program=program("stay")) as spawner:
             worker = await spawner.load(SOURCE, ear)
-            process = psutil.Process(worker.pid)
             assert await answer(worker) == ("so far", "the worker of atlas died")
             await ear.died.wait()
             # Its memory counts as free now: nobody else will end it.
-            await asyncio.to_thread(process.wait, PATIENCE)
+            async with asyncio.timeout(PATIENCE):
+                await until(lambda: not psutil.pid_exists(worker.pid))
+            await worker.kill()
 
     run(test())
 
