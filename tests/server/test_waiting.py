@@ -26,7 +26,10 @@ class Lazily(Sequence[str]):
         return self._length
 
     def __getitem__(self, index: Any) -> Any:
-        return next(self._pieces)
+        try:
+            return next(self._pieces)
+        except StopIteration as end:
+            raise IndexError(index) from end
 
 
 def loading(server: Running, done: int) -> None:
