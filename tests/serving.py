@@ -63,10 +63,13 @@ class Server:
             match = seen[times - 1]
             return match[match.re.groups]
 
-    def worker(self, model: str) -> int:
-        """The process id of the last worker that took `model`."""
-        count = sum(bool(re.search(rf"worker \d+ takes {model}$", line)) for line in self.lines)
-        return int(self.logged(rf"worker (\d+) takes {model}$", max(count, 1)))
+    def taken(self, model: str) -> int:
+        """How many workers are said to have taken `model` so far. What has just happened may not be said yet."""
+        return sum(bool(re.search(rf"worker \d+ takes {model}$", line)) for line in self.lines)
+
+    def worker(self, model: str, count: int = 0) -> int:
+        """The process id of the last worker that took `model`, or of that of this number, from 1 on."""
+        return int(self.logged(rf"worker (\d+) takes {model}$", count or max(self.taken(model), 1)))
 
     def client(self) -> openai.OpenAI:
         return openai.OpenAI(base_url=self.url, api_key="no-key", max_retries=0, timeout=PATIENCE)

@@ -117,8 +117,9 @@ def test_n_load_unload_cycles_return_to_baseline(server: Server, client: httpx.C
     admin = f"{server.url.removesuffix('/v1')}/admin"
 
     def cycle(model: str) -> psutil.Process:
+        earlier = server.taken(model)
         assert client.post(f"{admin}/models/{model}/load").json()["state"] == "ready"
-        worker = psutil.Process(server.worker(model))
+        worker = psutil.Process(server.worker(model, earlier + 1))
         assert whole(client, model, 3)
         gone = client.post(f"{admin}/models/{model}/unload", json={"wait": True})
         assert (gone.status_code, gone.json()["state"]) == (200, "unloaded")
