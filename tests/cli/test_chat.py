@@ -7,14 +7,13 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2
 import pytest
 
+from tests.cli.elsewhere import answering
 from tests.cli.terminal import at_terminal
 from tests.server.harness import running
 from tests.serving import PATIENCE, Server, demo_roster, serving
@@ -227,20 +226,8 @@ class _Hostile(http.server.BaseHTTPRequestHandler):
         pass
 
 
-@contextmanager
-def hostile() -> Iterator[str]:
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Hostile) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
-
-
 def test_what_a_model_writes_does_not_reach_the_terminal_as_commands() -> None:
-    with hostile() as url, at_terminal("chat", "--url", url) as terminal:
+    with answering(_Hostile) as url, at_terminal("chat", "--url", url) as terminal:
         terminal.until("> ")
         terminal.say("Hi")
         terminal.until(r"one\n")
@@ -251,7 +238,7 @@ def test_what_a_model_writes_does_not_reach_the_terminal_as_commands() -> None:
 
 
 def test_a_pipe_gets_what_a_model_writes_as_it_is_and_an_exit_code() -> None:
-    with hostile() as url:
+    with answering(_Hostile) as url:
         done = chat(url, "-p", "Hi")
     assert done.returncode == 1
     assert done.stdout == "\x1b]0;owned\x07\x1b[2J\x9b31mline \u2028 one\n\N{REPLACEMENT CHARACTER}\n"

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import http.server
 import json
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
+from tests.cli.elsewhere import answering
 from tests.cli.terminal import at_terminal
 from tests.cli.test_chat import chat
 
@@ -58,21 +56,9 @@ class _Other(http.server.BaseHTTPRequestHandler):
         pass
 
 
-@contextmanager
-def other(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
-
-
 @pytest.mark.parametrize("missing", MISSING.values(), ids=MISSING.keys())
 def test_another_server_is_talked_to(missing: tuple[int, Any]) -> None:
-    with other(type("Other", (_Other,), {"missing": missing})) as url:
+    with answering(type("Other", (_Other,), {"missing": missing})) as url:
         done = chat(url, "one", "-p", "Hi")
         assert (done.returncode, done.stdout, done.stderr) == (0, "Hello\n", "")
         with at_terminal("chat", "one", "--url", url) as terminal:
@@ -96,7 +82,7 @@ def test_another_server_is_talked_to(missing: tuple[int, Any]) -> None:
     ],
 )
 def test_what_another_server_refuses_is_said_in_its_words(missing: str, words: str) -> None:
-    with other(type("Other", (_Other,), {"missing": MISSING[missing]})) as url:
+    with answering(type("Other", (_Other,), {"missing": MISSING[missing]})) as url:
         done = chat(url, "three", "-p", "Hi")
         assert (done.returncode, done.stdout, done.stderr) == (1, "", f"{words}\n")
 
@@ -109,7 +95,7 @@ class _Listing(http.server.SimpleHTTPRequestHandler):
 
 
 def test_who_does_not_speak_the_api_is_not_called_nobody() -> None:
-    with other(_Listing) as url:
+    with answering(_Listing) as url:
         said = f"what answers at {url}/v1 does not speak OpenAI's API; --url says where a server is"
         done = chat(url, "-p", "Hi")
         assert (done.returncode, done.stdout, done.stderr) == (2, "", f"{said}\n")
@@ -119,6 +105,6 @@ def test_who_does_not_speak_the_api_is_not_called_nobody() -> None:
 
 
 def test_a_key_that_no_header_can_have_is_called_so() -> None:
-    with other(_Listing) as url:
+    with answering(_Listing) as url:
         done = chat(url, "-p", "Hi", MLX_ROSTER_KEY="ключ")
     assert (done.returncode, done.stderr) == (2, "--key, or MLX_ROSTER_KEY: an API key is printable ASCII\n")

@@ -22,6 +22,7 @@ from mlx_roster.cli.places import default_url
 from mlx_roster.cli.remote import Refused, Remote, Unreachable
 from mlx_roster.errors import LoadFailed
 from mlx_roster.registry.overview import Reload
+from tests.cli.elsewhere import answering
 from tests.server.harness import Running, running
 from tests.serving import interruptible
 
@@ -189,20 +190,6 @@ class Somebody(http.server.BaseHTTPRequestHandler):
         pass
 
 
-@contextmanager
-def somebody_else(answer: tuple[int, dict[str, str], bytes]) -> Iterator[str]:
-    """A web server that is not ours, and has one answer to everything."""
-    says = type("Says", (Somebody,), {"answer": answer})
-    with http.server.HTTPServer(("127.0.0.1", 0), says) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
-
-
 COMMANDS = [["ps"], ["ps", "--json"], ["events"], ["load", "x"], ["unload", "x"], ["pin", "x"], ["reload"]]
 
 #: What a server of somebody else may answer: status, headers, body.
@@ -226,7 +213,7 @@ FOREIGN: dict[str, tuple[int, dict[str, str], bytes]] = {
 
 @pytest.mark.parametrize("answer", FOREIGN.values(), ids=FOREIGN.keys())
 def test_somebody_else_there(answer: tuple[int, dict[str, str], bytes]) -> None:
-    with somebody_else(answer) as url:
+    with answering(type("Says", (Somebody,), {"answer": answer})) as url:
         for command in COMMANDS:
             done = run(url, *command)
             assert (done.exit_code, done.stdout) == (2, ""), done.exception
